@@ -1,0 +1,117 @@
+"""The command. Answers `--help` and a wrong verb or config name before the heavy imports, and shows mistakes as one line."""
+
+import difflib
+import os
+import sys
+from pathlib import Path
+
+from distill import __version__
+
+VERBS = ("fit", "validate", "test")
+
+HELP = """\
+distill: train a small student from a frozen teacher. One YAML, one command.
+
+  python train.py --config kd_llama.yaml                 train (fit is the default verb)
+  python train.py validate --config runs/NAME/config.yaml --ckpt_path last
+  python train.py test     --config runs/NAME/config.yaml --ckpt_path last
+  python train.py fit --help                             every key there is
+
+A bare config name is looked up here, then in configs/. Any key of the YAML can be given on the command line:
+
+  --model.losses.kd.temperature=4      T of the soft labels (a loss is named by its key under model.losses)
+  --model.losses.mine my_losses.Mine   add a loss of your own, from my_losses.py in this folder
+  --model.balancer.weights.kd=2        its weight in the objective
+  --model.optimizer.lr=3e-4            peak learning rate
+  --model.teacher.model=PATH_OR_HUB_ID a folder of transformers, or a hub id
+  --data.train_data=FILE_OR_HUB_ID     your own texts (data classes: TextData, PromptData, ChatData, ClassificationData)
+  --data.batch_size=8                  sequences per device and micro-batch
+  --trainer.max_steps=1000             optimizer steps
+  --trainer.precision=bf16-mixed       numbers of the forward and backward pass; losses are always float32 inside
+  --trainer.accumulate_grad_batches=4  micro-batches a step
+  --trainer.devices=8                  GPUs of this machine
+  --seed_everything=1                  initialisation and data order
+
+  --name NAME        the run's folder, runs/NAME (default: the config's name and the time); never overwritten
+  --ckpt_path last   go on where runs/NAME stopped (with --name NAME or --config runs/NAME/config.yaml)
+  --logger wandb     track in Weights & Biases, offline where there is no key or network; metrics.jsonl is written always
+  --baseline true    also train the same student alone, same initialisation, data order and steps, for the table
+  --alone true       train only that student alone, without the teacher
+  --dry-run          check everything and show what would run, without training
+  --version          print the version
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 2 a mistake in what was asked, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    if args[0].startswith("-"):
+        args.insert(0, "fit")
+    if args[0] not in VERBS:
+        return _mistake(f"no verb '{args[0]}'{did_you_mean(args[0], VERBS)}; the verbs are {', '.join(VERBS)}")
+    try:
+        args = [args[0], *find_configs(args[1:])]
+    except FileNotFoundError as error:
+        return _mistake(str(error))
+    return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own loss, named by its import path, lies where the command is run
+    from distill.command import run  # heavy: seconds of imports
+    from distill.types import DistillError
+
+    try:
+        run(args)
+    except DistillError as error:
+        return _mistake(str(error))
+    except KeyboardInterrupt:
+        print("\nInterrupted. Go on with the run's own config and --ckpt_path last, where it has saved a checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def find_configs(args: list[str]) -> list[str]:
+    """Replace the name after each `--config` by the file it means: as given, else in `configs/` here, else in the one beside the package.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists near names.
+    """
+    found: list[str] = []
+    for i, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if equals and flag in ("--config", "-c"):
+            found.append(f"{flag}={find_config(value)}")
+        elif i and args[i - 1] in ("--config", "-c"):
+            found.append(find_config(arg))
+        else:
+            found.append("--dry_run=true" if arg == "--dry-run" else arg)
+    return found
+
+
+def find_config(name: str) -> str:
+    """Find one config, see `find_configs`."""
+    folders = [Path(), Path("configs"), Path(__file__).parent.parent / "configs"]
+    for folder in folders:
+        if (folder / name).is_file():
+            return str(folder / name)
+    known = sorted({path.name for folder in folders[1:] for path in folder.glob("*.yaml")})
+    raise FileNotFoundError(f"no config '{name}' here or in configs/{did_you_mean(name, known)}; there are {', '.join(known) or 'none'}")
+
+
+def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
+    """Give `. Did you mean 'x'?` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f". Did you mean '{near[0]}'?" if near else ""
+
+
+def _mistake(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,83 @@
+"""Loading from a local folder or the Hugging Face hub, with the errors of both said in a sentence."""
+
+from pathlib import Path
+from typing import Any
+
+from distill.types import ConfigError
+
+
+def load(auto_class: Any, name: str, key: str, **kwargs: Any) -> Any:
+    """Call `auto_class.from_pretrained(name)`.
+
+    Args:
+        auto_class: an Auto class of transformers.
+        name: a local folder or a hub id.
+        key: the key of the configuration that holds `name`, for the message.
+        **kwargs: passed on to `from_pretrained`.
+
+    Raises:
+        ConfigError: the folder is missing or incomplete, or the hub cannot be reached or refuses.
+    """
+    if looks_local(name) and not Path(name).is_dir():
+        raise ConfigError(
+            f"{key}: no folder '{name}' here; give the path of a model folder (with config.json) or a hub id such as 'org/model'"
+        )
+    try:
+        return auto_class.from_pretrained(name, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{key}: cannot load '{name}': {_reason(name, error)}") from error
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only be a path: a hub id is `name` or `org/name`, without a leading dot, slash or tilde."""
+    return Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _reason(name: str, error: BaseException) -> str:
+    text = " ".join(str(e) for e in (error, error.__cause__, error.__context__) if e is not None).lower()
+    if Path(name).is_dir():
+        return f"the folder is there, but not readable as a model: {_first_line(error)}"
+    if "gated" in text or "401" in text or "403" in text:
+        return "the hub refuses access; accept the licence on the model's page and log in with `hf auth login` (or set HF_TOKEN)"
+    if "404" in text or "not a valid model identifier" in text or "repository not found" in text:
+        return "the hub has no such model, or it is private; check the name, or log in with `hf auth login`"
+    if any(word in text for word in ("connect", "offline", "resolve", "network", "timed out", "couldn't reach", "cached")):
+        return "the hub cannot be reached; connect to a network, or download the model first and give its folder"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def same_tokens(theirs: dict[str, int], ours: dict[str, int], who: str, other: str) -> None:
+    """Make sure that two tokenizers give every token the same id.
+
+    Args:
+        theirs: token to id, of the model `who`.
+        ours: token to id, of the data.
+        who: key of the model, for the message.
+        other: key of the data's tokenizer, for the message.
+
+    Raises:
+        ConfigError: they differ; the message shows the first tokens that do.
+    """
+    if theirs == ours:
+        return
+    differ = sorted(t for t in theirs.keys() | ours.keys() if theirs.get(t) != ours.get(t))
+    shown = ", ".join(f"{t!r}: {theirs.get(t, 'none')} / {ours.get(t, 'none')}" for t in differ[:3])
+    raise ConfigError(
+        f"{who} and {other} have different tokenizers ({len(theirs)} / {len(ours)} tokens, {len(differ)} with another id, e.g. {shown}); "
+        "their logits cannot be compared: take models of one family, or set the tokenizer to the model's"
+    )
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Count a model: parameters, trainable parameters, megabytes (10^6 bytes) in memory, dtype."""
+    params = list(model.parameters())
+    return {
+        "parameters": sum(p.numel() for p in params),
+        "trainable": sum(p.numel() for p in params if p.requires_grad),
+        "megabytes": sum(p.numel() * p.element_size() for p in params) / 1e6,
+        "dtype": str(next(iter(params)).dtype).removeprefix("torch."),
+    }

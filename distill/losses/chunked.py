@@ -1,0 +1,137 @@
+"""The chunked objective: every token loss in one walk over the valid tokens, with the gradient computed in the forward pass.
+
+The logits of a batch, `[N, V]` in float32, are the largest tensor of a language model's step (2 GiB for 4,096 tokens at V = 128k, times
+the copies that softmax, divergence and their backward make, times two models). Here they exist for one chunk of tokens at a time:
+both heads project the chunk, every term is evaluated on the shared log-probabilities, and the gradient of the features and of the
+head is taken there and then, so that nothing is kept or computed again for the backward pass.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.losses.base import TokenLoss
+from distill.losses.support import log_probs
+from distill.types import IGNORE_INDEX, Outputs
+
+Gradients = list[Tensor | None]
+
+
+def chunked_objective(
+    student: Outputs,
+    teacher: Outputs | None,
+    labels_BT: Tensor,
+    losses: Mapping[str, TokenLoss],
+    weights: Mapping[str, float],
+    num_classes: int,
+    chunk: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Evaluate `Σ_i w_i Σ_n L_i(n)` over the valid positions n, and its gradient.
+
+    Args:
+        student: features `[B, T, D]` and head; receives the gradient.
+        teacher: features `[B, T, D']` and head, or None when no loss needs one; receives no gradient.
+        labels_BT: the class that each position predicts; positions with `IGNORE_INDEX` take no part.
+        losses: the terms, by name.
+        weights: w_i by the same names.
+        num_classes: V, the support on which both sides are compared.
+        chunk: tokens a chunk; None chooses by V and device.
+
+    Returns:
+        The weighted sum, a scalar to call `backward` on (once), and each term's own sum, detached; all in nats, not divided by anything.
+    """
+    features, targets, labels = flatten(student, teacher, labels_BT)
+    params = [p for p in (*student.head.parameters(), *(p for loss in losses.values() for p in loss.parameters())) if p.requires_grad]
+    size = chunk or chunk_size(num_classes, features.device)
+
+    def walk(with_gradient: bool) -> tuple[Tensor, Tensor, Gradients]:
+        sums = torch.zeros(len(losses), dtype=_wide(features.dtype), device=features.device)
+        total = sums.new_zeros(())
+        gradients = _Accumulator(features, params) if with_gradient else None
+        for rows in chunks(len(labels), size):
+            with torch.set_grad_enabled(with_gradient):
+                part = features[rows].detach().requires_grad_(with_gradient)
+                student_logp = log_probs(student.head(part), num_classes)
+            teacher_logp = _teacher_log_probs(teacher, targets, rows, num_classes)
+            with torch.set_grad_enabled(with_gradient):
+                terms = [loss(student_logp, teacher_logp, labels[rows]).sum() for loss in losses.values()]
+                value = torch.stack([weights[name] * term for name, term in zip(losses, terms, strict=True)]).sum()
+            if gradients is not None:
+                gradients.add(rows, torch.autograd.grad(value, [part, *params], allow_unused=True))
+            sums += torch.stack([term.detach() for term in terms])
+            total += value.detach()
+        return total, sums, gradients.result() if gradients is not None else []
+
+    if torch.is_grad_enabled() and (features.requires_grad or params):
+        total, sums = _GradientInForward.apply(walk, features, *params)
+    else:
+        total, sums, _ = walk(False)
+    return total, dict(zip(losses, sums.unbind(), strict=True))
+
+
+def flatten(student: Outputs, teacher: Outputs | None, labels_BT: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Keep the valid positions: student features `[N, D]`, teacher features `[N, D']` or None, labels `[N]`."""
+    valid = labels_BT != IGNORE_INDEX
+    return student.features[valid], None if teacher is None else teacher.features[valid], labels_BT[valid]
+
+
+def chunks(n: int, size: int) -> Iterator[slice]:
+    """Cut n positions into slices of `size`."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def chunk_size(num_classes: int, device: torch.device) -> int:
+    """Tokens a chunk: float32 logits of about 16 MiB on a CPU, near its caches, and of 512 MiB on a GPU, enough to fill it."""
+    elements = 2**22 if device.type == "cpu" else 2**27
+    return max(16, elements // num_classes)
+
+
+@torch.no_grad()
+def _teacher_log_probs(teacher: Outputs | None, targets: Tensor | None, rows: slice, num_classes: int) -> Tensor | None:
+    return None if teacher is None or targets is None else log_probs(teacher.head(targets[rows]), num_classes)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _Accumulator:
+    """Gradients over the chunks: rows of the features are set, parameters are summed in float32 (in bf16 a long sum stands still)."""
+
+    def __init__(self, features: Tensor, params: list[nn.Parameter]) -> None:
+        self.features = torch.zeros_like(features) if features.requires_grad else None
+        self.params = params
+        self.sums: Gradients = [None] * len(params)
+
+    def add(self, rows: slice, gradients: tuple[Tensor | None, ...]) -> None:
+        first, *rest = gradients
+        if self.features is not None and first is not None:
+            self.features[rows] = first
+        for i, gradient in enumerate(rest):
+            if gradient is not None:
+                total = self.sums[i]
+                self.sums[i] = gradient.to(_wide(gradient.dtype)) if total is None else total.add_(gradient)
+
+    def result(self) -> Gradients:
+        # zeros, not None, where no token was valid: every rank must hand each parameter's gradient to DDP
+        sums = [torch.zeros_like(p) if g is None else g.to(p.dtype) for p, g in zip(self.params, self.sums, strict=True)]
+        return [self.features, *sums]
+
+
+class _GradientInForward(torch.autograd.Function):
+    """Carry gradients that the forward pass has already computed to where autograd wants them."""
+
+    @staticmethod
+    def forward(ctx: Any, walk: Callable[[bool], tuple[Tensor, Tensor, Gradients]], *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        total, sums, ctx.gradients = walk(True)
+        ctx.mark_non_differentiable(sums)
+        return total, sums
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the chunked objective's gradient was already used; call backward once per forward")
+        gradients, ctx.gradients = ctx.gradients, None
+        return (None, *(g if g is None else g.mul_(grad_total) for g in gradients))

@@ -1,0 +1,206 @@
+"""The LightningModule that pairs a frozen teacher with a student."""
+
+import os
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from distill.balance import Balancer, FixedWeights
+from distill.data.base import DistillData
+from distill.losses.base import Loss, Term, TokenLoss
+from distill.losses.chunked import chunked_objective
+from distill.losses.hard import CrossEntropy
+from distill.losses.measure import measure
+from distill.optim import AdamW, Optimizer
+from distill.students.base import Student
+from distill.tasks import Task
+from distill.teachers.base import Teacher
+from distill.types import Batch, ConfigError, Outputs, TrainingError
+
+
+class DistillModule(pl.LightningModule):
+    """Trains a student on the weighted sum of its losses, divided once by the valid positions of the global batch.
+
+    `Σ_i w_i Σ_n L_i(n) / N`, with N counted over all ranks and all micro-batches of the accumulation, so that 1×8, 8×1 and two ranks
+    give the same gradient. The teacher stays outside the module tree: it is in no `state_dict`, optimizer, checkpoint or DDP bucket.
+
+    Args:
+        student: makes the model to train.
+        losses: the terms, by the names they are logged under.
+        teacher: gives the target; None for plain training, then every loss must do without.
+        balancer: weighs the terms.
+        optimizer: makes the optimizer and its schedule.
+        chunk: valid tokens that the objective takes at a time; None chooses.
+
+    Raises:
+        ConfigError: no loss, or one that needs a teacher where there is none.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        losses: dict[str, Term],
+        teacher: Teacher | None = None,
+        balancer: Balancer | None = None,
+        optimizer: Optimizer | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.recipe_of_student, self.teacher, self.chunk = student, teacher, chunk
+        self.losses = nn.ModuleDict(losses)
+        self.balancer, self.optimizer = balancer or FixedWeights(), optimizer or AdamW()
+        self.student: nn.Module | None = None
+        self.expected: dict[str, Any] = {}
+        self._check_losses()
+        self._window = _Window()
+
+    def _check_losses(self) -> None:
+        if not self.losses:
+            raise ConfigError("model.losses is empty; give at least one term, e.g. ce: CrossEntropy")
+        needing = [name for name, loss in self.terms.items() if loss.needs_teacher]
+        if self.teacher is None and needing:
+            raise ConfigError(f"model.losses: {needing} need a teacher, but model.teacher is not set; set it, or keep only hard losses")
+        self.balancer.weights(self.terms)
+
+    def forget_teacher(self) -> None:
+        """Train the student alone: on its losses that need no teacher, each weighing 1; on cross-entropy where there are none."""
+        hard = {name: loss for name, loss in self.terms.items() if not loss.needs_teacher}
+        self.teacher, self.losses, self.balancer = None, nn.ModuleDict(hard or {"ce": CrossEntropy()}), FixedWeights()
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The losses by name."""
+        return dict(self.losses.items())  # type: ignore[arg-type]
+
+    # ---- making the student and readying the teacher
+
+    @property
+    def data(self) -> DistillData:
+        """The data module of the trainer."""
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+
+    def setup(self, stage: str) -> None:
+        """Take the task from the data, and what the models' configs must say for them."""
+        self.task: Task = self.data.task()
+        self.expected = self.data.model_config()
+
+    def configure_model(self) -> None:
+        """Make or load the student; a new one depends on the global seed alone, whatever has drawn random numbers before."""
+        if self.student is None:
+            with isolate_rng():
+                torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+                self.student = self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, self._student_dtype())
+
+    def _student_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.trainer.precision == "bf16-true" else torch.float32
+
+    def _ready_teacher(self) -> None:
+        if self.teacher is not None:
+            half = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "16-true": torch.float16}
+            self.teacher.setup(self.task, self.device, half.get(str(self.trainer.precision), torch.float32))
+            self.teacher.check(self.data.tokenizer, self.expected)
+
+    def on_fit_start(self) -> None:
+        """Ready the teacher once devices are known."""
+        self._ready_teacher()
+
+    def on_validation_start(self) -> None:
+        """Ready the teacher, where validation runs by itself."""
+        self._ready_teacher()
+
+    def on_test_start(self) -> None:
+        """Ready the teacher, where testing runs by itself."""
+        self._ready_teacher()
+
+    # ---- one step
+
+    def forward_both(self, batch: Batch, model: nn.Module | None = None) -> tuple[Outputs, Outputs | None]:
+        """Run the student (or another model in its place) and the teacher up to their heads."""
+        model = self.student if model is None else model
+        assert model is not None, "configure_model comes first"
+        taps = [loss for loss in self.terms.values() if isinstance(loss, Loss)]
+        student = self.task.outputs(model, batch, {t for loss in taps for t in loss.student_taps})
+        teacher = None if self.teacher is None else self.teacher(batch, {t for loss in taps for t in loss.teacher_taps})
+        return student, teacher
+
+    def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give the weighted sum over this micro-batch's valid positions (differentiable), and each term's own sum (detached), in nats."""
+        student, teacher = self.forward_both(batch)
+        weights = self.balancer.weights(self.terms)
+        token = {name: loss for name, loss in self.terms.items() if isinstance(loss, TokenLoss)}
+        total, sums = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
+        for name, loss in self.terms.items():
+            if isinstance(loss, Loss) and teacher is not None:
+                value = loss(student, teacher, batch)
+                total = total + weights[name] * value
+                sums[name] = value.detach()
+        return total, {name: sums[name] for name in self.terms}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Evaluate the objective; Lightning divides by the accumulation and DDP by the ranks, so both are multiplied back in."""
+        for loss in self.terms.values():
+            loss.at(self.global_step, int(self.trainer.estimated_stepping_batches))
+        total, sums = self.objective(batch)
+        count = self.trainer.strategy.reduce(batch["num_valid"].clone(), reduce_op="sum").clamp(min=1)
+        self._window.add(total.detach(), sums, batch, count)
+        return total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / count)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the means over the global batch, and stop all ranks alike where one is not finite, before the weights are touched."""
+        names = ["loss", *self.terms]
+        sums = self.trainer.strategy.reduce(self._window.sums(), reduce_op="sum")
+        means = dict(zip(names, (sums / self._window.count).tolist(), strict=True))
+        ids = self._window.ids
+        self._window = _Window()
+        if bad := [f"{name} is {value}" for name, value in means.items() if not abs(value) < float("inf")]:
+            raise TrainingError(
+                f"step {self.global_step}: {', '.join(bad)}; the weights are as the step before left them. Training rows of this batch on "
+                f"this rank: {[i for part in ids for i in part.tolist()]}. Try a lower model.optimizer.lr, trainer.gradient_clip_val=1, or "
+                "trainer.precision=32-true"
+            )
+        self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
+        knobs = {f"train/{n}_{k}": v for n, loss in self.terms.items() for k, v in loss.scheduled().items()}
+        self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **knobs})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the measures of the validation set, each weighted by its valid positions."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test set."""
+        self._evaluate(batch, "test")
+
+    def measures(self, batch: Batch, model: nn.Module | None = None) -> dict[str, Tensor]:
+        """Give the sums of `losses.measure.measure` over a batch, for the student or another model in its place."""
+        student, teacher = self.forward_both(batch, model)
+        return measure(student, teacher, batch["labels"], self.data.num_classes)
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        sums = self.measures(batch)
+        count = int(sums.pop("count"))
+        for name, value in sums.items():
+            self.log(f"{stage}/{name}", (value / max(1, count)).float(), batch_size=count, on_epoch=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Optimise the student, and the losses' own parameters where they have any."""
+        return self.optimizer.build(self.named_parameters(), int(self.trainer.estimated_stepping_batches))
+
+
+class _Window:
+    """What one accumulation window gathers for the log: sums, the global count, the rows."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.ids: list[Tensor] = []
+        self.count: Tensor | float = 1.0
+
+    def add(self, total: Tensor, sums: dict[str, Tensor], batch: Batch, count: Tensor) -> None:
+        self.parts.append(torch.stack([total, *sums.values()]))
+        self.ids.append(batch["sample_ids"])
+        self.count = count
+
+    def sums(self) -> Tensor:
+        return torch.stack(self.parts).sum(0)

@@ -1,0 +1,1 @@
+"""Reports: what a run starts from, what it ends with, and what a configuration would do."""

@@ -1,0 +1,139 @@
+"""What a run leaves behind: its folder, its banner, its results, and the student."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+
+from distill import hub
+from distill.callbacks.wandb import wandb_logger
+from distill.module import DistillModule
+from distill.report import tables
+from distill.report.files import write_folder, write_json
+from distill.report.quality import evaluate, retention, student_part, teacher_part
+from distill.types import ConfigError
+
+
+class Run(pl.Callback):
+    """Prints the banner, measures the student before and after, saves it, and writes `report.json`.
+
+    The folder is made when training starts, after everything that can be wrong with a configuration has been looked at, so that a
+    mistake leaves nothing behind.
+
+    Args:
+        folder: where the run lives, e.g. `runs/NAME`; must not exist, unless training resumes.
+        config: the resolved configuration as YAML, saved there.
+        resume: whether the folder's own checkpoint goes on.
+        alone: folder of the baseline (the same student trained alone), measured beside the student at the end; None for none.
+        wandb: project of Weights & Biases to track the run in; None for none.
+    """
+
+    def __init__(self, folder: Path, config: str, resume: bool = False, alone: Path | None = None, wandb: str | None = None) -> None:
+        self.folder, self.config, self.resume, self.alone, self.wandb = folder, config, resume, alone, wandb
+        self.before: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the folder, print the banner, measure the student before."""
+        module = _ours(pl_module)
+        if trainer.is_global_zero:
+            self._make_folder()
+            tables.show(tables.banner(f"Run {self.folder}", describe(trainer, module)))
+        if self.wandb:
+            trainer.loggers = [*trainer.loggers, wandb_logger(self.wandb, self.folder.name, self.folder, yaml.safe_load(self.config))]
+        if not self.before:
+            self.before = evaluate(trainer, module)
+        self._start = time.perf_counter()
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=self.resume)
+        except FileExistsError:
+            raise ConfigError(f"the run folder {self.folder} exists; take another --name, or resume with --ckpt_path last") from None
+        (self.folder / "config.yaml").write_text(self.config, encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the figures of the untrained student and the seconds so far, for a report after a resume."""
+        return {"before": self.before, "seconds": self.seconds + time.perf_counter() - self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self.before, self.seconds = state_dict["before"], state_dict["seconds"]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure, print, save."""
+        module = _ours(pl_module)
+        self.seconds += time.perf_counter() - self._start
+        trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+        models = self._measure(trainer, module)
+        if trainer.is_global_zero:
+            write_folder(self.folder / "student", lambda path: save_student(module, path))
+            write_json(self.folder / "report.json", {"unit": module.task.unit, "steps": trainer.global_step, "models": models})
+            tables.show(tables.results(models, module.task.unit))
+            print(f"The student is in {self.folder / 'student'}, the figures are in {self.folder / 'report.json'}")
+
+    def _measure(self, trainer: pl.Trainer, module: DistillModule) -> dict[str, dict[str, Any]]:
+        after = evaluate(trainer, module)
+        size = hub.describe(module.student)
+        models: dict[str, dict[str, Any]] = {}
+        if module.teacher is not None:
+            models["teacher"] = {**teacher_part(after), **module.teacher.describe()}
+        models["student before"] = {**student_part(self.before), **size}
+        if self.alone is not None:
+            model = module.task.load(str(self.alone / "student"), "baseline", dtype=next(module.parameters()).dtype).to(module.device)
+            models["student alone"] = {**student_part(evaluate(trainer, module, model)), **size, "seconds": _seconds(self.alone)}
+        models["student distilled" if module.teacher is not None else "student after"] = {
+            **student_part(after),
+            **size,
+            "seconds": self.seconds,
+        }
+        for model in models.values():
+            model["perplexity"] = math.exp(min(model["loss"], 700.0))
+            if "teacher" in models:
+                model["retention"] = retention(model, models["teacher"])
+        return models
+
+
+def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
+    """The rows of the banner."""
+    student = hub.describe(module.student)
+    micro, accumulate, ranks = module.data.batch_size, trainer.accumulate_grad_batches, trainer.world_size
+    weights = module.balancer.weights(module.terms)
+    rows = {
+        "teacher": "none: plain training",
+        "student": f"{module.recipe_of_student.name} · {_size(student)} · {student['trainable'] / student['parameters']:.0%} trainable",
+        "losses": " + ".join(f"{weights[name]:g} × {name} ({type(loss).__name__})" for name, loss in module.terms.items()),
+        "precision": str(trainer.precision),
+        "batch": f"{micro * accumulate * ranks} = {micro} × {accumulate} accumulated × {ranks} ranks",
+        "steps": f"{int(trainer.estimated_stepping_batches):,}",
+        **module.data.summary(),
+    }
+    if module.teacher is not None:
+        teacher = module.teacher.describe()
+        rows["teacher"] = f"{module.teacher.name} · {_size(teacher)} · {teacher['parameters'] / student['parameters']:.1f}× the student"
+    return rows
+
+
+def save_student(module: DistillModule, path: Path) -> None:
+    """Write what plain transformers loads: safetensors, config, generation config, tokenizer."""
+    assert module.student is not None, "configure_model comes first"
+    module.student.save_pretrained(path)  # type: ignore[operator]
+    module.data.tokenizer.save_pretrained(path)
+
+
+def _size(described: dict[str, Any]) -> str:
+    return f"{described['parameters']:,} parameters · {described['megabytes']:.1f} MB {described['dtype']}"
+
+
+def _seconds(folder: Path) -> float | None:
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return next((model["seconds"] for model in report["models"].values() if "seconds" in model), None)
+
+
+def _ours(pl_module: pl.LightningModule) -> DistillModule:
+    assert isinstance(pl_module, DistillModule)
+    return pl_module

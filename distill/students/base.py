@@ -1,0 +1,26 @@
+"""What a student is."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from distill.tasks import Task
+
+
+class Student(ABC):
+    """Makes the model to train. Its constructor holds names; weights are made or read in `build`."""
+
+    name: str  # what the banner and the report call it
+
+    @abstractmethod
+    def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:
+        """Make the model, in training mode.
+
+        Args:
+            task: what it is for.
+            expected: what its config must say for these data, e.g. `vocab_size` or `num_labels`.
+            tokenizer: the data's tokenizer, to compare with the model's own.
+            dtype: of the parameters.
+        """

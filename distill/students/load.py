@@ -1,0 +1,84 @@
+"""Students from a folder or hub id, and new ones from a configuration."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from distill import hub
+from distill.students.base import Student
+from distill.tasks import SequenceClassification, Task, check_classes, check_head
+from distill.types import ConfigError
+
+
+class Pretrained(Student):
+    """A model with weights, from a folder or the hub.
+
+    Args:
+        model: a folder or a hub id.
+        revision: of the hub id.
+        attn_implementation: as in transformers, e.g. `sdpa`, `flash_attention_2`.
+        gradient_checkpointing: keep only the inputs of each layer and compute the rest again in the backward pass.
+    """
+
+    def __init__(
+        self, model: str, revision: str | None = None, attn_implementation: str | None = None, gradient_checkpointing: bool = False
+    ) -> None:
+        self.name, self.revision = model, revision
+        self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
+
+    def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:
+        """Load; a classifier gets a new head where the checkpoint has none for these labels."""
+        kwargs: dict[str, Any] = {"dtype": dtype, "revision": self.revision}
+        if self.attn_implementation:
+            kwargs["attn_implementation"] = self.attn_implementation
+        if isinstance(task, SequenceClassification):
+            labels = {k: expected[k] for k in ("num_labels", "id2label", "label2id")}
+            kwargs |= {**labels, "ignore_mismatched_sizes": True}
+        theirs = hub.load(AutoTokenizer, self.name, "model.student.model", revision=self.revision)
+        hub.same_tokens(theirs.get_vocab(), tokenizer.get_vocab(), "model.student", "data.tokenizer")
+        model = task.load(self.name, "model.student.model", **kwargs)
+        check_classes(model, expected, "model.student")
+        check_head(task, model, "model.student")
+        return _ready(model, self.gradient_checkpointing)
+
+
+class FromConfig(Student):
+    """A randomly initialised model.
+
+    Args:
+        config: keys of the transformers config, with `model_type` (e.g. `llama`); or the folder or hub id of one. What the data
+            decide (`vocab_size`, `num_labels`, ids of special tokens) is filled in.
+        gradient_checkpointing: as in `Pretrained`.
+    """
+
+    def __init__(self, config: dict[str, Any] | str, gradient_checkpointing: bool = False) -> None:
+        self.config, self.gradient_checkpointing = config, gradient_checkpointing
+        self.name = config if isinstance(config, str) else f"new {config.get('model_type', 'model')}"
+
+    def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:
+        """Fill in what the data decide, and initialise."""
+        if isinstance(self.config, str):
+            config = hub.load(AutoConfig, self.config, "model.student.config", **expected)
+        else:
+            given = dict(self.config)
+            for key in set(given) & set(expected):
+                if given[key] != expected[key]:
+                    raise ConfigError(f"model.student.config.{key} is {given[key]}, but the data say {expected[key]}; leave the key out")
+            config = _for_model(given.pop("model_type", None), given | expected)
+        return _ready(task.build(config, dtype=dtype), self.gradient_checkpointing)
+
+
+def _for_model(model_type: str | None, keys: dict[str, Any]) -> Any:
+    if not model_type:
+        raise ConfigError("model.student.config has no model_type; say e.g. model_type: llama")
+    try:
+        return AutoConfig.for_model(model_type, **keys)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"model.student.config: {str(error).splitlines()[0][:200]}") from error
+
+
+def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()

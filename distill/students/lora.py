@@ -1,0 +1,35 @@
+"""LoRA students: low-rank updates of a frozen base (Hu et al. 2021, arXiv 2106.09685), through peft."""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import PreTrainedModel
+
+from distill.students.base import Student
+from distill.tasks import SequenceClassification, Task
+
+
+class LoRA(Student):
+    """Train `W + (alpha / r) B A` with W frozen, A `[r, in]` and B `[out, r]`.
+
+    Args:
+        base: the student to wrap.
+        r: the rank.
+        alpha: the scale, divided by r.
+        dropout: on the input of A.
+        target_modules: names of the linears to update, or `all-linear` (all but the head).
+    """
+
+    def __init__(
+        self, base: Student, r: int = 16, alpha: int = 32, dropout: float = 0.0, target_modules: str | list[str] = "all-linear"
+    ) -> None:
+        self.base, self.r, self.alpha, self.dropout, self.target_modules = base, r, alpha, dropout, target_modules
+        self.name = f"{base.name} + LoRA r={r}"
+
+    def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:
+        """Build the base, then wrap it; a classifier's new head stays trainable."""
+        model = self.base.build(task, expected, tokenizer, dtype)
+        kind = TaskType.SEQ_CLS if isinstance(task, SequenceClassification) else TaskType.CAUSAL_LM
+        config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_modules, task_type=kind)
+        return get_peft_model(model, config)

@@ -1,0 +1,50 @@
+"""What a teacher is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from distill.tasks import Task
+from distill.types import Batch, Outputs
+
+
+class Teacher(ABC):
+    """Gives the target for a batch. Not an `nn.Module`, so that Lightning, DDP, the optimizer and checkpoints never see its weights."""
+
+    name: str  # what the banner and the report call it
+
+    def recipe_needed(self) -> str | None:
+        """Give the config that must run first because it makes this teacher, or None when the teacher is there."""
+        return None
+
+    @abstractmethod
+    def setup(self, task: Task, device: torch.device, dtype: torch.dtype) -> None:
+        """Make ready on a device; called at every start, and does nothing the second time.
+
+        Args:
+            task: how to load and run the model.
+            device: where batches will be.
+            dtype: the compute dtype of the trainer, taken where the configuration names none.
+        """
+
+    @abstractmethod
+    def check(self, tokenizer: Any, expected: dict[str, Any]) -> None:
+        """Make sure that the teacher means the same by an id as the data do (after `setup`).
+
+        Args:
+            tokenizer: the data's.
+            expected: what a model's config must say for these data, e.g. `vocab_size` or `label2id`.
+
+        Raises:
+            ConfigError: another tokenizer, or other classes.
+        """
+
+    @abstractmethod
+    def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Outputs:
+        """Give the teacher's outputs, without a graph."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Give parameters, bytes and dtype, for the banner and the report (after `setup`)."""

@@ -1,0 +1,77 @@
+"""The online teacher: a frozen model in memory that runs on every batch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from distill import hub
+from distill.tasks import Task, check_classes, check_head
+from distill.teachers.base import Teacher
+from distill.types import Batch, Outputs
+
+
+class OnlineTeacher(Teacher):
+    """A frozen model: `eval`, no gradient, no cache; outside the module tree.
+
+    Args:
+        model: a folder or a hub id.
+        revision: of the hub id.
+        dtype: what it runs in; `auto` follows the trainer's precision.
+        attn_implementation: as in transformers, e.g. `sdpa`, `flash_attention_2`.
+        recipe: a config that trains `model` when its folder does not exist yet (see `configs/`).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        attn_implementation: str | None = None,
+        recipe: str | None = None,
+    ) -> None:
+        self.name, self.revision, self.recipe = model, revision, recipe
+        self.dtype, self.attn_implementation = dtype, attn_implementation
+        self.model: PreTrainedModel | None = None
+
+    def recipe_needed(self) -> str | None:
+        """Give the recipe while the teacher's folder does not exist."""
+        return self.recipe if self.recipe and not Path(self.name).is_dir() else None
+
+    def setup(self, task: Task, device: torch.device, dtype: torch.dtype) -> None:
+        """Load, freeze, move."""
+        if self.model is None:
+            self.task = task
+            kwargs: dict[str, Any] = {"dtype": dtype if self.dtype == "auto" else getattr(torch, self.dtype), "revision": self.revision}
+            if self.attn_implementation:
+                kwargs["attn_implementation"] = self.attn_implementation
+            self.model = task.load(self.name, "model.teacher.model", **kwargs)
+            self.model.requires_grad_(False).eval()
+            check_head(task, self.model, "model.teacher")
+        self.model.to(device)
+
+    def check(self, tokenizer: Any, expected: dict[str, Any]) -> None:
+        """Compare the tokenizer in the teacher's folder, token by token, and for a classifier its labels."""
+        assert self.model is not None, "setup comes first"
+        theirs = hub.load(AutoTokenizer, self.name, "model.teacher.model", revision=self.revision)
+        hub.same_tokens(theirs.get_vocab(), tokenizer.get_vocab(), "model.teacher", "data.tokenizer")
+        check_classes(self.model, expected, "model.teacher")
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Outputs:
+        """Run the frozen model."""
+        assert self.model is not None, "setup comes first"
+        return self.task.outputs(self.model, batch, taps)
+
+    def describe(self) -> dict[str, Any]:
+        """Count."""
+        assert self.model is not None, "setup comes first"
+        return hub.describe(self.model)
+
+    def assert_frozen(self) -> None:
+        """Stop where anything has made the teacher trainable: a teacher that moves is silently wrong."""
+        assert self.model is not None, "setup comes first"
+        assert not self.model.training, "the teacher is in training mode"
+        assert not any(p.requires_grad for p in self.model.parameters()), "the teacher has trainable parameters"

@@ -1,0 +1,77 @@
+"""Parse errors said in one line: the key, what was seen, what is allowed, and the nearest thing that would have worked."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from distill.balance import Balancer
+from distill.cli import did_you_mean
+from distill.data.base import DistillData
+from distill.losses.base import Term
+from distill.optim import Optimizer
+from distill.schedule import Schedule
+from distill.students.base import Student
+from distill.teachers.base import Teacher
+
+BASES = (DistillData, Term, Teacher, Student, Balancer, Optimizer, Schedule)
+
+
+def explain(message: str, keys: list[str]) -> str:
+    """Turn a message of jsonargparse, which spans many lines, into one that names key, value and fix.
+
+    Args:
+        message: what the parser says.
+        keys: the keys that the verb accepts.
+    """
+    text = message.replace("distill.data.base.", "").replace("distill.schedule.", "")
+    if found := re.search(r"unrecognized arguments?: (.*)", text):
+        option = found[1].split()[0].lstrip("-").split("=")[0]
+        return f"does not accept option '{option}'{did_you_mean(option, keys)}"
+    if found := re.search(r"arguments are required: (.*)", text):
+        missing = re.sub(r"\b(fit|validate|test)\.", "", found[1])
+        return f"these keys have no value: {missing}; give a config, e.g. --config kd_llama.yaml"
+    return f"{_key(text)}{_cause(text, keys)}"
+
+
+def _key(text: str) -> str:
+    path = re.findall(r'Parser key "([^"]+)"', text)
+    return f"{'.'.join(path)}: " if path else ""
+
+
+def _cause(text: str, keys: list[str]) -> str:
+    if found := re.search(r"(?:Option|Key) '([^']+)' is not (?:accepted|expected)", text):
+        known = sorted({name for cls in our_classes() for name in inspect.signature(cls).parameters} | set(keys))
+        return f"does not accept option '{found[1]}'{did_you_mean(found[1], known)}"
+    if found := re.search(r"Problem with given class_path '([^']+)':\s*(.*?)(?:\n\s*-|\Z)", text, re.DOTALL):
+        return f"cannot use '{found[1]}': {_flat(found[2])}"
+    value = _value(text)
+    if choices := [c for group in re.findall(r"Literal\[([^\]]*)\]", text) for c in re.findall(r"'([^']+)'", group)]:
+        return f"must be one of {', '.join(dict.fromkeys(choices))}; got '{value}'{did_you_mean(value, choices)}"
+    if simple := [t for t in re.findall(r"Expected a <class '(\w+)'>", text) if t != "NoneType"]:
+        return f"must be of type {' or '.join(dict.fromkeys(simple))}; got '{value}'"
+    if found := re.search(r"Expected a dot import path string: (\S+)", text):
+        names = sorted(cls.__name__ for cls in our_classes())
+        return f"no class '{found[1]}'{did_you_mean(found[1], names)}; a class of your own is named by its import path, e.g. my_losses.Mine"
+    if found := re.search(r"Errors:\s*- (.*?)(?:\n\s*- |\nGiven value|\Z)", text, re.DOTALL):
+        return _flat(found[1])
+    return _flat(re.sub(r'Parser key "[^"]+":', "", text))
+
+
+def _value(text: str) -> str:
+    found = re.search(r"val='([^']*)'", text) or re.search(r"Got value: (\S+)", text) or re.search(r"Given value: (.*)", text)
+    return found[1].strip() if found else "?"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())[:400]
+
+
+def our_classes() -> Iterator[type[Any]]:
+    """Every class that YAML can name by its short name, a user's own included once it is imported."""
+    waiting: list[type[Any]] = list(BASES)
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_") and cls not in BASES:
+            yield cls

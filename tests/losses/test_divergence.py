@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+from scipy.stats import entropy
+from torch import Tensor
+
+from distill.losses.base import soften
+from distill.losses.divergence import ForwardKL, forward_kl
+from distill.losses.support import log_probs
+from distill.schedule import Linear
+from distill.types import ConfigError
+
+
+def reference_ForwardKL(  # noqa: N802
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0, t_squared: bool = True
+) -> Tensor:
+    """T² Σ_v p_v (log p_v − log q_v), with p = exp(t_v / T) / Σ_u exp(t_u / T) of the teacher and q of the student."""
+    s, t = student_logits / temperature, teacher_logits / temperature
+    log_q, log_p = s - s.logsumexp(-1, keepdim=True), t - t.logsumexp(-1, keepdim=True)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return kl * temperature * temperature if t_squared else kl
+
+
+def test_by_hand() -> None:
+    # teacher (3/4, 1/4), student (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2)
+    teacher, student = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    assert forward_kl(student, teacher).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-7)
+
+
+def test_direction_is_teacher_then_student() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 9, dtype=torch.float64), torch.randn(6, 9, dtype=torch.float64)
+    expected = entropy(teacher.softmax(-1), student.softmax(-1), axis=-1)  # scipy: Σ pk log(pk / qk)
+    torch.testing.assert_close(forward_kl(log_probs(student, 9), log_probs(teacher, 9)), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 2.0, 10.0])
+def test_softened_by_t_and_multiplied_by_t_squared(temperature: float) -> None:
+    torch.manual_seed(1)
+    student, teacher = torch.randn(6, 9, dtype=torch.float64), torch.randn(6, 9, dtype=torch.float64)
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    expected = torch.as_tensor(entropy(p, q, axis=-1))
+    logp = log_probs(student, 9), log_probs(teacher, 9)
+    torch.testing.assert_close(ForwardKL(temperature)(*logp, None), temperature**2 * expected)
+    torch.testing.assert_close(ForwardKL(temperature, t_squared=False)(*logp, None), expected)
+
+
+def test_soften_is_the_softmax_of_the_divided_logits() -> None:
+    torch.manual_seed(2)
+    logits = 5 * torch.randn(4, 9, dtype=torch.float64)
+    torch.testing.assert_close(soften(logits.log_softmax(-1), 3.0).exp(), (logits / 3.0).softmax(-1))
+
+
+def test_temperature_follows_its_schedule() -> None:
+    loss = ForwardKL(Linear(4.0, 2.0))
+    assert loss.scheduled() == {"temperature": 4.0}
+    loss.at(5, 10)
+    assert loss.scheduled() == {"temperature": 3.0}
+    student, teacher = torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.6, 0.4]]).log()
+    assert loss(student, teacher, None).item() == pytest.approx(ForwardKL(3.0)(student, teacher, None).item())
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
+    with pytest.raises(ConfigError, match=r"temperature must be > 0, got"):
+        ForwardKL(temperature)
+
+
+def test_a_schedule_that_reaches_zero_is_refused_where_it_does() -> None:
+    loss = ForwardKL(Linear(1.0, 0.0))
+    with pytest.raises(ConfigError, match="temperature must be > 0, got 0"):
+        loss.at(10, 10)

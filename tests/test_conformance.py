@@ -1,0 +1,279 @@
+"""One mill for every token loss: whatever class is found in `distill.losses` must agree with a float64 reference of its formula.
+
+A new loss needs nothing here. Its reference is `reference_<ClassName>(student_logits, teacher_logits, labels, **settings) -> [N]`, written
+from the paper in float64, in any `tests/losses/test_*.py`.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import distill.losses
+from distill.losses.base import Divergence, TokenLoss
+from distill.losses.chunked import chunked_objective
+from distill.types import Outputs
+from tests.losses.dense import Case, Reference, assert_close, gap
+from tests.losses.test_divergence import reference_ForwardKL
+
+TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
+assert distill.losses.__path__, "imported so that every loss is defined"
+
+
+def concrete(base: type[TokenLoss]) -> Iterator[type[TokenLoss]]:
+    for cls in base.__subclasses__():
+        yield from concrete(cls)
+        if not inspect.isabstract(cls) and cls.__module__.startswith("distill.losses."):
+            yield cls
+
+
+def reference_of(cls: type[TokenLoss]) -> Reference:
+    name = f"reference_{cls.__name__}"
+    for path in sorted((Path(__file__).parent / "losses").glob("test_*.py")):
+        module = import_module(f"tests.losses.{path.stem}")
+        if hasattr(module, name):
+            return getattr(module, name)  # type: ignore[no-any-return]
+    takes = ", temperature=1.0, t_squared=True" if issubclass(cls, Divergence) else ""
+    pytest.fail(
+        f"no reference for {cls.__name__}: write `def {name}(student_logits, teacher_logits, labels{takes}) -> Tensor` in "
+        f"tests/losses/test_{cls.__module__.rsplit('.', 1)[1]}.py, from the paper's formula in float64 on raw logits, giving [N] nats"
+    )
+
+
+def variants(cls: type[TokenLoss]) -> list[dict[str, Any]]:
+    """The settings to try: every temperature where there is one."""
+    takes_one = "temperature" in inspect.signature(cls).parameters
+    return [{"temperature": t} for t in TEMPERATURES] if takes_one else [{}]
+
+
+Check = Callable[[type[TokenLoss], Reference], None]
+
+
+def agrees_with_the_reference(cls: type[TokenLoss], reference: Reference) -> None:
+    for i, (setting, mask, chunk) in enumerate(product(variants(cls), ("none", "some", "one", "all"), (1, 3, 100))):
+        case = Case.random(seed=i, mask=mask)
+        assert_close(case.chunked(cls(**setting), chunk=chunk), case.dense(reference, **setting), 1e-5)
+
+
+def agrees_in_bfloat16(cls: type[TokenLoss], reference: Reference) -> None:
+    for i, setting in enumerate(variants(cls)):
+        case = Case.random(seed=i, shape=(4, 16), num_classes=50, widths=(32, 48), dtype=torch.bfloat16)
+        assert_close(case.chunked(cls(**setting), chunk=16), case.dense(reference, **setting), 1e-2)
+
+
+def does_not_depend_on_the_chunk(cls: type[TokenLoss], reference: Reference) -> None:
+    case = Case.random(dtype=torch.float64)
+    whole = case.chunked(cls(), chunk=1000)
+    for chunk in (1, 2, 3, 5):
+        assert_close(case.chunked(cls(), chunk=chunk), whole, 1e-12)
+
+
+def padding_of_the_vocabulary_does_not_matter(cls: type[TokenLoss], reference: Reference) -> None:
+    case = Case.random()
+    before = case.chunked(cls())
+    case.student_weight[case.num_classes :] *= 100
+    case.teacher_weight[case.num_classes :] *= -100
+    after = case.chunked(cls())
+    assert_close(after, before, 1e-6)
+    assert (after.weight[case.num_classes :] == 0).all(), "rows of the padding have a gradient"
+    assert (after.weight[: case.num_classes] != 0).any()
+
+
+def the_teacher_gets_no_gradient(cls: type[TokenLoss], reference: Reference) -> None:
+    case = Case.random()
+    student, teacher = case.student(), case.teacher()
+    total, sums = chunked_objective(student, teacher, case.labels, {"it": cls()}, {"it": 1.0}, case.num_classes, 3)
+    total.backward()
+    assert teacher.features.grad is None
+    assert next(teacher.head.parameters()).grad is None
+    assert not sums["it"].requires_grad
+
+
+def is_zero_where_student_is_teacher(cls: type[TokenLoss], reference: Reference) -> None:
+    if not issubclass(cls, Divergence):
+        return
+    logits = 3 * torch.randn(1, 20, 300, generator=torch.Generator().manual_seed(0))
+    for setting in variants(cls):
+        value, gradient = on_logits(cls(**setting), logits, logits)
+        assert abs(value) <= 20 * 1e-6
+        assert gradient.abs().max() <= 1e-5
+
+
+def t_squared_is_in_value_and_gradient(cls: type[TokenLoss], reference: Reference) -> None:
+    if not issubclass(cls, Divergence):
+        return
+    case = Case.random(dtype=torch.float64)
+    plain, squared = case.chunked(cls(4.0, t_squared=False)), case.chunked(cls(4.0))
+    for name in ("value", "features", "weight"):
+        assert gap(getattr(squared, name), 16 * getattr(plain, name)) <= 1e-12, f"{name} is not 16 times as large at T = 4"
+
+
+def is_accurate_on_half_precision_logits(cls: type[TokenLoss], reference: Reference) -> None:
+    rng = torch.Generator().manual_seed(0)
+    student = 2 * torch.randn(8, 1, 32000, generator=rng)
+    teacher = student + 0.04 * torch.randn(8, 1, 32000, generator=rng)
+    labels = torch.zeros(1, dtype=torch.long)
+    for dtype, setting in product((torch.bfloat16, torch.float16), variants(cls)):
+        for s, t in zip(student.to(dtype), teacher.to(dtype), strict=True):
+            value, _ = on_logits(cls(**setting), s[None], t[None])
+            true = reference(s.double(), t.double(), labels, **setting).item()
+            assert value >= 0
+            assert value == pytest.approx(true, rel=1e-2)
+
+
+def stays_finite_on_extreme_logits(cls: type[TokenLoss], reference: Reference) -> None:
+    high, low, mixed = torch.tensor([1e4, -1e4, 0.0]), torch.tensor([-1e4, 1e4, 0.0]), torch.tensor([1e4, 1e4, -1e4])
+    rows = list(product((high, low, mixed, torch.zeros(3)), repeat=2))
+    student, teacher = torch.stack([s for s, _ in rows])[None], torch.stack([t for _, t in rows])[None]
+    for setting in variants(cls):
+        value, gradient = on_logits(cls(**setting), student, teacher)
+        assert torch.tensor(value).isfinite()
+        assert gradient.isfinite().all()
+
+
+def its_weight_scales_the_gradient(cls: type[TokenLoss], reference: Reference) -> None:
+    case = Case.random(dtype=torch.float64)
+    one, some = case.chunked({"it": cls()}), case.chunked({"it": cls()}, {"it": 0.37})
+    for name in ("value", "features", "weight"):
+        assert gap(getattr(some, name), 0.37 * getattr(one, name)) <= 1e-12
+
+
+def does_without_a_teacher_where_it_says_so(cls: type[TokenLoss], reference: Reference) -> None:
+    if cls.needs_teacher:
+        return
+    case = Case.random()
+    total, _ = chunked_objective(case.student(), None, case.labels, {"it": cls()}, {"it": 1.0}, case.num_classes)
+    assert gap(total.detach(), case.dense(reference).value) <= 1e-5
+
+
+MILL: tuple[Check, ...] = (
+    agrees_with_the_reference,
+    agrees_in_bfloat16,
+    does_not_depend_on_the_chunk,
+    padding_of_the_vocabulary_does_not_matter,
+    the_teacher_gets_no_gradient,
+    is_zero_where_student_is_teacher,
+    t_squared_is_in_value_and_gradient,
+    is_accurate_on_half_precision_logits,
+    stays_finite_on_extreme_logits,
+    its_weight_scales_the_gradient,
+    does_without_a_teacher_where_it_says_so,
+)
+
+
+def on_logits(loss: TokenLoss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
+    """Evaluate on logits `[1, T, V]` that come as features of an identity head; label 0 everywhere."""
+    leaf = student.clone().requires_grad_()
+    labels = torch.zeros(student.shape[:2], dtype=torch.long)
+    head = nn.Identity()
+    total, _ = chunked_objective(Outputs(leaf, head), Outputs(teacher, head), labels, {"it": loss}, {"it": 1.0}, student.shape[-1], 4)
+    total.backward()
+    assert leaf.grad is not None
+    return total.item(), leaf.grad
+
+
+LOSSES = sorted(set(concrete(TokenLoss)), key=lambda cls: cls.__name__)
+
+
+def test_losses_are_found() -> None:
+    assert {"ForwardKL", "CrossEntropy"} <= {cls.__name__ for cls in LOSSES}
+
+
+@pytest.mark.parametrize("check", MILL, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
+def test_loss(cls: type[TokenLoss], check: Check) -> None:
+    check(cls, reference_of(cls))
+
+
+@pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_loss_on_any_shape(cls: type[TokenLoss], data: st.DataObject) -> None:
+    size = st.integers(1, 6)
+    setting = data.draw(st.sampled_from(variants(cls)))
+    case = Case.random(
+        seed=data.draw(st.integers(0, 10_000)),
+        shape=(data.draw(size), data.draw(size)),
+        num_classes=data.draw(st.integers(2, 40)),
+        padding=(data.draw(st.integers(0, 5)), data.draw(st.integers(0, 5))),
+        widths=(data.draw(size), data.draw(size)),
+        mask=data.draw(st.sampled_from(["none", "some", "one", "all"])),
+        dtype=torch.float64,
+    )
+    assert_close(case.chunked(cls(**setting), chunk=data.draw(st.integers(1, 40))), case.dense(reference_of(cls), **setting), 1e-8)
+
+
+# ---- the mill itself: each of these is wrong in one way, and the named check must say so
+
+
+class _Wrong(Divergence):
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+        return (teacher_logp_NV.exp() * (teacher_logp_NV - student_logp_NV)).sum(-1)
+
+
+class SquareMissingInTheGradient(_Wrong):
+    def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+        value = super().forward(student_logp_NV, teacher_logp_NV, labels_N) / self.T**2
+        return value + (value * (self.T**2 - 1)).detach() if self.t_squared else value
+
+
+class TheOtherDirection(_Wrong):
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+        return super().divergence(teacher_logp_NV, student_logp_NV)
+
+
+class MeanOfTheChunk(_Wrong):
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+        value = super().divergence(student_logp_NV, teacher_logp_NV)
+        return value / len(value)
+
+
+class InHalfPrecision(_Wrong):
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+        return super().divergence(student_logp_NV.bfloat16(), teacher_logp_NV.bfloat16()).float()
+
+
+class ThroughProbabilities(_Wrong):
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+        return (teacher_logp_NV.exp() * (teacher_logp_NV.exp().log() - student_logp_NV.exp().log())).sum(-1)
+
+
+class OffByAConstant(_Wrong):
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+        return super().divergence(student_logp_NV, teacher_logp_NV) + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("cls", "check"),
+    [
+        (SquareMissingInTheGradient, t_squared_is_in_value_and_gradient),
+        (SquareMissingInTheGradient, agrees_with_the_reference),
+        (TheOtherDirection, agrees_with_the_reference),
+        (TheOtherDirection, agrees_in_bfloat16),
+        (MeanOfTheChunk, does_not_depend_on_the_chunk),
+        (InHalfPrecision, is_accurate_on_half_precision_logits),
+        (ThroughProbabilities, stays_finite_on_extreme_logits),
+        (OffByAConstant, is_zero_where_student_is_teacher),
+    ],
+)
+def test_the_mill_catches(cls: type[TokenLoss], check: Check) -> None:
+    with pytest.raises(AssertionError):
+        check(cls, reference_ForwardKL)
+
+
+@pytest.mark.parametrize("check", MILL, ids=lambda check: check.__name__)
+def test_the_mill_passes_what_the_wrong_ones_are_made_from(check: Check) -> None:
+    check(_Wrong, reference_ForwardKL)
+
+
+def test_a_loss_without_a_reference_is_told_what_to_write() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"write `def reference_OffByAConstant\(student_logits, teacher_logits, labels, temp"):
+        reference_of(OffByAConstant)

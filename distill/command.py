@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from distill.callbacks.checkpoint import AtomicCheckpointIO
 from distill.callbacks.metrics import JsonlLogger, Throughput

@@ -1,7 +1,10 @@
 """Loading from a local folder or the Hugging Face hub, with the errors of both said in a sentence."""
 
+import sys
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from distill.types import ConfigError
 
@@ -22,6 +25,8 @@ def load(auto_class: Any, name: str, key: str, **kwargs: Any) -> Any:
         raise ConfigError(
             f"{key}: no folder '{name}' here; give the path of a model folder (with config.json) or a hub id such as 'org/model'"
         )
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # a bar in a log file is noise
     try:
         return auto_class.from_pretrained(name, **kwargs)
     except (OSError, ValueError, KeyError) as error:

@@ -80,7 +80,7 @@ class DistillModule(pl.LightningModule):
     @property
     def data(self) -> DistillData:
         """The data module of the trainer."""
-        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
         """Take the task from the data, and what the models' configs must say for them."""
@@ -107,6 +107,11 @@ class DistillModule(pl.LightningModule):
         """Ready the teacher once devices are known."""
         self._ready_teacher()
 
+    def on_train_start(self) -> None:
+        """Look once more: a teacher that moves is silently wrong."""
+        if self.teacher is not None:
+            self.teacher.assert_frozen()
+
     def on_validation_start(self) -> None:
         """Ready the teacher, where validation runs by itself."""
         self._ready_teacher()
@@ -131,7 +136,10 @@ class DistillModule(pl.LightningModule):
         student, teacher = self.forward_both(batch)
         weights = self.balancer.weights(self.terms)
         token = {name: loss for name, loss in self.terms.items() if isinstance(loss, TokenLoss)}
-        total, sums = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
+        total = torch.zeros((), device=self.device)
+        sums: dict[str, Tensor] = {}
+        if token:
+            total, sums = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
         for name, loss in self.terms.items():
             if isinstance(loss, Loss) and teacher is not None:
                 value = loss(student, teacher, batch)

@@ -121,10 +121,10 @@ def is_accurate_on_half_precision_logits(cls: type[TokenLoss], reference: Refere
     student = 2 * torch.randn(8, 1, 32000, generator=rng)
     teacher = student + 0.04 * torch.randn(8, 1, 32000, generator=rng)
     labels = torch.zeros(1, dtype=torch.long)
-    for dtype, setting in product((torch.bfloat16, torch.float16), variants(cls)):
+    for dtype in (torch.bfloat16, torch.float16):
         for s, t in zip(student.to(dtype), teacher.to(dtype), strict=True):
-            value, _ = on_logits(cls(**setting), s[None], t[None])
-            true = reference(s.double(), t.double(), labels, **setting).item()
+            value, _ = on_logits(cls(), s[None], t[None])
+            true = reference(s.double(), t.double(), labels).item()
             assert value >= 0
             assert value == pytest.approx(true, rel=1e-2)
 

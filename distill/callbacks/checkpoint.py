@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except FileNotFoundError as error:
             raise ConfigError(f"no checkpoint '{path}'; {_others(Path(path))}") from error
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            if "Weights only load failed" in str(error):
-                fix = "it holds more than tensors and plain values; pass weights_only=False if you trust whoever wrote it"
-                raise ConfigError(f"checkpoint '{path}' is refused by the safe loader: {fix}") from error
-            reason = (str(error) or type(error).__name__).split("\n")[0]
-            raise ConfigError(f"cannot read checkpoint '{path}': {reason}; it is torn or no checkpoint; {_others(Path(path))}") from error
+            raise ConfigError(f"cannot read checkpoint '{path}': {_reason(path, error)}") from error
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        return "it holds more than tensors and plain values; pass weights_only=False if you trust whoever wrote it"
+    # torch's message for a file of another kind advises to switch its safety off
+    known = isinstance(error, OSError | RuntimeError) and str(error)
+    what = known.split("\n")[0] if known else "it is empty or not in torch's format"
+    return f"{what}; the file is torn or no checkpoint; {_others(Path(path))}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,29 @@ def wandb_logger(
     # what WandbLogger does for a run of its own making: optimizer steps on the x axis
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(project=project, save_dir=str(folder), experiment=run)
+    return _Logger(project=project, save_dir=str(folder), experiment=run)
+
+
+class _Logger(WandbLogger):
+    """Lightning's logger, for which a crash of wandb's service process is no reason to end training."""
+
+    _lost = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._attempt(super().log_metrics, metrics, step)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        self._attempt(super().log_hyperparams, params)
+
+    def _attempt(self, log: Callable[..., None], *args: Any) -> None:
+        if self._lost:
+            return
+        try:
+            log(*args)
+        except Exception as error:
+            self._lost = True
+            where = self.experiment.settings.sync_dir
+            _say(f"WANDB HAS STOPPED: {_first_line(error)}. What came before is on disk; upload it with: wandb sync {where}")
 
 
 def _start(options: dict[str, Any], timeout_s: float) -> Any:
@@ -56,17 +80,20 @@ def _start(options: dict[str, Any], timeout_s: float) -> Any:
         cause = "no API key (set WANDB_API_KEY or run `wandb login`)"
     except Exception as error:  # whatever it is, training goes on
         cause = _first_line(error)
-        with contextlib.suppress(SystemExit):  # raised where wandb's service process has crashed
+        with contextlib.suppress(Exception, SystemExit):  # it exits where wandb's service process has crashed
             wandb.teardown()  # the failed start holds its run id until then
     try:
         run = wandb.init(**options, mode="offline")
     except Exception as error:
-        print(f"WANDB IS OFF: {cause}; and offline: {_first_line(error)}. Training goes on without it", file=sys.stderr, flush=True)
+        _say(f"WANDB IS OFF: {cause}; and offline: {_first_line(error)}. Training goes on without it")
         return None
-    where = run.settings.sync_dir
-    print(f"WANDB IS OFFLINE: {cause}. The metrics are on disk; upload them with: wandb sync {where}", file=sys.stderr, flush=True)
+    _say(f"WANDB IS OFFLINE: {cause}. The metrics are on disk; upload them with: wandb sync {run.settings.sync_dir}")
     return run
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -166,8 +166,9 @@ class DistillData(pl.LightningDataModule, ABC):
     def _new_loader(self) -> Loader:
         window, limit, same_order = 1, None, False
         if self.trainer is not None:
-            window, same_order = self.trainer.accumulate_grad_batches, self.trainer.overfit_batches > 0
-            limit = None if self.trainer.fast_dev_run else self.trainer.limit_train_batches
+            window = self.trainer.accumulate_grad_batches
+            same_order = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # set by a function of Lightning, unseen by mypy
+            limit = None if self.trainer.fast_dev_run else self.trainer.limit_train_batches  # type: ignore[attr-defined]
         return Loader(
             self.train_set, self.collator(), self.batch_size, window, *self._rank(), self.seed, self.num_workers, limit, same_order
         )

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 from jinja2 import TemplateError
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.base import Splits
@@ -99,7 +101,24 @@ class _ChatEncoder:
             )
         except TemplateError as error:
             raise DataError(f"the chat template refuses the conversation {messages!r:.80}: {error}") from error
-        return Document(np.array(encoded["input_ids"], np.int32), np.array(encoded["assistant_masks"], np.bool_))
+        trained = np.array(encoded["assistant_masks"], np.bool_)
+        if _num_runs(trained) < _num_turns(messages):
+            # transformers marks everything to the end where a span ends in a character that is part of no token
+            raise DataError(
+                f"the chat template marks more than the assistant's turns in {messages!r:.80}; let no white space that the tokenizer drops "
+                "stand just before {% endgeneration %}"
+            )
+        return Document(np.array(encoded["input_ids"], np.int32), trained)
+
+
+def _num_runs(trained: NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(np.diff(trained.astype(np.int8), prepend=0) == 1))
+
+
+def _num_turns(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Count the assistant's turns that someone else's words lie between."""
+    said = [message["role"] == "assistant" for message in messages if message["content"].strip()]
+    return sum(now and not before for before, now in pairwise([False, *said]))
 
 
 def _is_conversation(value: Any) -> bool:

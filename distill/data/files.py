@@ -50,15 +50,30 @@ def _read_file(path: Path, key: str, names: Sequence[str] | None) -> datasets.Da
         raise DataError(f"{key}: '{path}' is {kind}; give a file that ends in {', '.join(READERS)}")
     if path.stat().st_size == 0:
         raise DataError(f"{key}: '{path}' is an empty file")
-    options: dict[str, Any] = {"sample_by": "document"} if path.suffix == ".txt" else {}
-    if READERS[path.suffix] == "csv":
-        options = {"dtype": str, "keep_default_na": False, "names": names and list(names)}
-        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
     try:
         with progress(path.stat().st_size > SLOW):
-            return datasets.load_dataset(READERS[path.suffix], data_files=str(path.resolve()), split="train", **options)
-    except (DatasetGenerationError, ValueError, OSError, UnicodeDecodeError) as error:
+            return datasets.load_dataset(READERS[path.suffix], data_files=str(path.resolve()), split="train", **_options(path, names))
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        if "corresponds to no data" in str(error):
+            raise DataError(f"{key}: '{path}' has no rows") from error
         raise DataError(f"{key}: cannot read '{path}': {_unreadable(path, error)}") from error
+
+
+def _options(path: Path, names: Sequence[str] | None) -> dict[str, Any]:
+    if path.suffix == ".txt":
+        return {"sample_by": "document"}
+    if READERS[path.suffix] != "csv":
+        return {}
+    dialect: dict[str, Any] = (
+        {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {"sep": ",", "quoting": csv.QUOTE_MINIMAL}
+    )
+    if names is None:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            columns = next(csv.reader(file, delimiter=dialect["sep"], quoting=dialect["quoting"]))
+    else:
+        columns = list(names)
+    features = datasets.Features({column: datasets.Value("string") for column in columns})  # or 0012 would be read as the number 12
+    return {**dialect, "names": names and columns, "keep_default_na": False, "features": features}
 
 
 def _read_hub(source: str, key: str, revision: str | None) -> datasets.Dataset:

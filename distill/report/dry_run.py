@@ -33,7 +33,9 @@ class DryRun(pl.Callback):
         else:
             peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of the whole process, libraries included"
         loss = trainer.callback_metrics.get("train/loss")
-        print(f"One real forward and backward: fine. loss {float(loss if loss is not None else 'nan'):.4f}, peak memory {peak / MB:,.0f} MB {what}")
+        print(
+            f"One real forward and backward: fine. loss {float(loss if loss is not None else 'nan'):.4f}, peak memory {peak / MB:,.0f} MB {what}"
+        )
 
 
 def vocabulary(module: DistillModule) -> dict[str, str]:

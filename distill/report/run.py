@@ -36,6 +36,7 @@ class Run(pl.Callback):
         self.folder, self.config, self.resume, self.alone, self.wandb = folder, config, resume, alone, wandb
         self.before: dict[str, float] = {}
         self.seconds = 0.0
+        self._start: float | None = None  # of the clock, while it runs
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the folder, print the banner, measure the student before."""
@@ -58,16 +59,22 @@ class Run(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the figures of the untrained student and the seconds so far, for a report after a resume."""
-        return {"before": self.before, "seconds": self.seconds + time.perf_counter() - self._start}
+        running = 0.0 if self._start is None else time.perf_counter() - self._start
+        return {"before": self.before, "seconds": self.seconds + running}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them back."""
         self.before, self.seconds = state_dict["before"], state_dict["seconds"]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure, print, save."""
-        module = _ours(pl_module)
+        """Stop the clock."""
+        assert self._start is not None, "on_train_start comes first"
         self.seconds += time.perf_counter() - self._start
+        self._start = None
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure, print, save, after every other callback has said its last."""
+        module = _ours(pl_module)
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
         models = self._measure(trainer, module)
         if trainer.is_global_zero:

@@ -45,6 +45,10 @@ class Teacher(ABC):
     def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Outputs:
         """Give the teacher's outputs, without a graph."""
 
+    def assert_frozen(self) -> None:
+        """Stop where anything has made the teacher trainable; nothing to look at where there is no model."""
+        return None
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Give parameters, bytes and dtype, for the banner and the report (after `setup`)."""

@@ -71,3 +71,18 @@ def test_a_schedule_that_reaches_zero_is_refused_where_it_does() -> None:
     loss = ForwardKL(Linear(1.0, 0.0))
     with pytest.raises(ConfigError, match="temperature must be > 0, got 0"):
         loss.at(10, 10)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the rounding of log-sum-exp (5e-7 at V = 32k) enters the value once per position, times T²; see Σ p log(p/q) − p + q",
+)
+@pytest.mark.parametrize(("temperature", "noise"), [(4.0, 0.04), (8.0, 0.04), (4.0, 0.004)])
+def test_close_distributions_at_high_temperature(temperature: float, noise: float) -> None:
+    torch.manual_seed(0)
+    student = 2 * torch.randn(32, 32000)
+    teacher = student + noise * torch.randn(32, 32000)
+    value = ForwardKL(temperature)(log_probs(student, 32000), log_probs(teacher, 32000), None)
+    true = reference_ForwardKL(student.double(), teacher.double(), torch.zeros(32), temperature)
+    assert (value >= 0).all()
+    assert ((value - true) / true).abs().max() <= 1e-2

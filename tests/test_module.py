@@ -1,0 +1,232 @@
+"""The module: what is trained, by what gradient, and what the teacher never is part of."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from distill.balance import FixedWeights
+from distill.losses.base import Loss, TokenLoss
+from distill.losses.divergence import ForwardKL
+from distill.losses.hard import CrossEntropy
+from distill.schedule import Linear
+from distill.types import Batch, ConfigError, Outputs, TrainingError
+from tests import pair
+
+
+def weights_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fit(tmp_path: Path, module: Any = None, data: dict[str, Any] | None = None, **kwargs: Any) -> tuple[Any, pair.Gradients]:
+    pl.seed_everything(0, verbose=False)
+    rows = pair.data(tmp_path, **(data or {"batch_size": 8}))
+    module = pair.module(tmp_path) if module is None else module
+    seen = pair.Gradients()
+    callbacks = [seen, *kwargs.pop("callbacks", [])]
+    pair.trainer(callbacks=callbacks, **({"max_steps": 3} | kwargs)).fit(module, rows)
+    return module, seen
+
+
+def test_first_gradient_is_that_of_the_dense_formula_over_the_global_batch(tmp_path: Path) -> None:
+    keep: list[Batch] = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+            keep.append(batch)
+            if batch_idx == 0:
+                self.initial = {k: v.clone() for k, v in pl_module.student.state_dict().items()}
+
+    watch = Keep()
+    module, seen = fit(tmp_path, max_steps=1, callbacks=[watch])
+    student = module.student.double()
+    student.load_state_dict(watch.initial)
+    student.zero_grad()
+    teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", dtype=torch.float64)
+    batch = keep[0]
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    valid = batch["labels"] != -100
+    z_s, z_t, y = student(**inputs).logits[valid], teacher(**inputs).logits[valid].detach(), batch["labels"][valid]
+    p_t = (z_t / 2).softmax(-1)
+    kl = (p_t * (p_t.log() - (z_s / 2).log_softmax(-1))).sum(-1)
+    (0.3 * F.cross_entropy(z_s, y) + 0.7 * 4 * kl.mean()).backward()
+    assert 0 < len(y) < batch["labels"].numel() / 2, "the rows must have padding and prompts for this test to mean something"
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(seen.steps[0][f"student.{name}"].double(), parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 8), (4, 2)])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path, batch_size: int, accumulate: int) -> None:
+    _, whole = fit(tmp_path)
+    _, parts = fit(tmp_path, data={"batch_size": batch_size}, accumulate_grad_batches=accumulate)
+    assert len(whole.steps) == len(parts.steps) == 3
+    for a, b in zip(whole.steps, parts.steps, strict=True):
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-6)
+
+
+def test_two_ranks_give_the_gradient_of_one(tmp_path: Path) -> None:
+    _, one = fit(tmp_path)
+
+    class Save(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            gradients = next(c for c in trainer.callbacks if isinstance(c, pair.Gradients))
+            torch.save(gradients.steps, tmp_path / f"rank{trainer.global_rank}.pt")
+
+    fit(tmp_path, data={"batch_size": 2}, accumulate_grad_batches=2, strategy="ddp_fork", devices=2, callbacks=[Save()])
+    for rank in (0, 1):
+        two = torch.load(tmp_path / f"rank{rank}.pt")
+        assert len(two) == 3
+        for a, b in zip(one.steps, two, strict=True):
+            for name in a:
+                torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-6)
+
+
+def test_the_teacher_is_invisible_and_never_changes(tmp_path: Path) -> None:
+    module = pair.module(tmp_path)
+    trainer = pair.trainer(max_steps=3)
+    data = pair.data(tmp_path, batch_size=8)
+    before = weights_hash(AutoModelForCausalLM.from_pretrained(tmp_path / "teacher"))
+    trainer.fit(module, data)
+    teacher = module.teacher.model
+    assert weights_hash(teacher) == before
+    held = {id(p) for p in teacher.parameters()}
+    assert not held & {id(p) for p in module.parameters()}
+    assert not held & {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert not any("teacher" in name for name in module.state_dict())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=False)
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {"student"}
+    module.train()
+    assert not teacher.training
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_a_teacher_that_became_trainable_stops_the_fit(tmp_path: Path) -> None:
+    module = pair.module(tmp_path)
+
+    class Thaw(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.teacher.model.train()
+
+    with pytest.raises(AssertionError, match="training mode"):
+        fit(tmp_path, module, callbacks=[Thaw()])
+
+
+def test_the_student_learns_the_teacher(tmp_path: Path) -> None:
+    module = pair.module(tmp_path, losses={"kd": ForwardKL()}, balancer=None)
+    logged: list[float] = []
+
+    class Log(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            logged.append(float(trainer.callback_metrics["train/kd"]))
+
+    fit(tmp_path, module, max_steps=60, callbacks=[Log()])
+    assert logged[-1] < 0.5 * logged[0]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_and_names_term_and_rows(tmp_path: Path) -> None:
+    class Bad(TokenLoss):
+        calls = 0
+
+        def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+            Bad.calls += 1
+            return student_logp_NV[:, 0] * (float("nan") if Bad.calls == 2 else 1.0)
+
+    module = pair.module(tmp_path, losses={"ce": CrossEntropy(), "bad": Bad()}, balancer=None)
+    after: list[str] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            after.append(weights_hash(pl_module.student))
+
+    with pytest.raises(TrainingError, match=r"step 1: loss is nan, bad is nan.*Training rows of this batch on this rank: \[\d+"):
+        fit(tmp_path, module, callbacks=[Watch()])
+    assert after == [weights_hash(module.student)]
+
+
+def test_a_term_on_taps_joins_the_objective(tmp_path: Path) -> None:
+    class Last(Loss):
+        student_taps = ("model.layers.0",)
+        teacher_taps = ("model.layers.1", "model.layers.0")
+
+        def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+            assert not teacher.taps["model.layers.1"].requires_grad
+            valid = batch["labels"] != -100
+            ours = student.taps["model.layers.0"][valid]
+            return (ours - teacher.taps["model.layers.1"][valid][:, : ours.shape[-1]]).pow(2).mean(-1).sum()
+
+    _, seen = fit(tmp_path, pair.module(tmp_path, losses={"hidden": Last()}, balancer=FixedWeights({"hidden": 2.0})), max_steps=1)
+    assert seen.steps[0]["student.model.layers.0.mlp.up_proj.weight"].abs().sum() > 0
+    _, other = fit(tmp_path, pair.module(tmp_path, losses={"hidden": Last()}, balancer=None), max_steps=1)
+    name = "student.model.layers.0.mlp.up_proj.weight"
+    torch.testing.assert_close(seen.steps[0][name], 2 * other.steps[0][name])
+
+
+def test_a_scheduled_temperature_moves_and_is_logged(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Log(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            seen.append(float(trainer.callback_metrics["train/kd_temperature"]))
+
+    fit(tmp_path, pair.module(tmp_path, losses={"kd": ForwardKL(Linear(4.0, 1.0))}, balancer=None), callbacks=[Log()])
+    assert seen == pytest.approx([4.0, 3.0, 2.0])
+
+
+def test_losses_that_need_a_teacher_are_refused_without_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\['kd'\] need a teacher"):
+        pair.module(tmp_path, teacher=None)
+    with pytest.raises(ConfigError, match="empty"):
+        pair.module(tmp_path, losses={}, balancer=None)
+    with pytest.raises(ConfigError, match=r"weights for \['kl'\], but model.losses has \['ce', 'kd'\]"):
+        pair.module(tmp_path, balancer=FixedWeights({"kl": 1.0}))
+
+
+def test_forgetting_the_teacher_leaves_the_same_student(tmp_path: Path) -> None:
+    with_teacher = pair.module(tmp_path)
+    alone = pair.module(tmp_path)
+    alone.forget_teacher()
+    assert list(alone.terms) == ["ce"]
+    assert alone.balancer.weights(alone.terms) == {"ce": 1.0}
+    initial = []
+
+    class Keep(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            initial.append(weights_hash(pl_module.student))
+
+    fit(tmp_path, with_teacher, callbacks=[Keep()])
+    torch.rand(100)
+    fit(tmp_path, alone, callbacks=[Keep()])
+    assert initial[0] == initial[1]
+    assert weights_hash(with_teacher.student) != weights_hash(alone.student)
+
+
+def test_resume_in_mid_epoch_is_exact_to_the_bit(tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path, max_steps=9)
+    half = pair.module(tmp_path)
+    pl.seed_everything(0, verbose=False)
+    trainer = pair.trainer(max_steps=9, enable_checkpointing=True, default_root_dir=tmp_path, callbacks=[_Stop(5)])
+    trainer.fit(half, pair.data(tmp_path, batch_size=8))
+    assert trainer.global_step == 5
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = pair.module(tmp_path)
+    pair.trainer(max_steps=9).fit(resumed, pair.data(tmp_path, batch_size=8), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert weights_hash(resumed.student) == weights_hash(whole.student)
+
+
+class _Stop(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.step

@@ -1,11 +1,10 @@
 """The command. Answers `--help` and a wrong verb or config name before the heavy imports, and shows mistakes as one line."""
 
-import difflib
 import os
 import sys
-from pathlib import Path
 
 from distill import __version__
+from distill.lookup import did_you_mean, find_config
 
 VERBS = ("fit", "validate", "test")
 
@@ -79,11 +78,7 @@ def _run(args: list[str]) -> int:
 
 
 def find_configs(args: list[str]) -> list[str]:
-    """Replace the name after each `--config` by the file it means: as given, else in `configs/` here, else in the one beside the package.
-
-    Raises:
-        FileNotFoundError: there is none; the message lists near names.
-    """
+    """Replace the name after each `--config` by the file it means, see `lookup.find_config`."""
     found: list[str] = []
     for i, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
@@ -94,22 +89,6 @@ def find_configs(args: list[str]) -> list[str]:
         else:
             found.append("--dry_run=true" if arg == "--dry-run" else arg)
     return found
-
-
-def find_config(name: str) -> str:
-    """Find one config, see `find_configs`."""
-    folders = [Path(), Path("configs"), Path(__file__).parent.parent / "configs"]
-    for folder in folders:
-        if (folder / name).is_file():
-            return str(folder / name)
-    known = sorted({path.name for folder in folders[1:] for path in folder.glob("*.yaml")})
-    raise FileNotFoundError(f"no config '{name}' here or in configs/{did_you_mean(name, known)}; there are {', '.join(known) or 'none'}")
-
-
-def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
-    """Give `. Did you mean 'x'?` for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f". Did you mean '{near[0]}'?" if near else ""
 
 
 def _mistake(message: str) -> int:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from distill.callbacks.checkpoint import AtomicCheckpointIO
 from distill.callbacks.metrics import JsonlLogger, Throughput
 from distill.callbacks.progress import progress_callback
-from distill.cli import find_config
 from distill.data.base import DistillData
+from distill.lookup import find_config
 from distill.module import DistillModule
 from distill.report.dry_run import DryRun
 from distill.report.run import Run
@@ -29,6 +30,7 @@ def run(args: list[str]) -> None:
     """Run one verb in this process, e.g. `["fit", "--config", "x.yaml"]`."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the banner says what its tips and device lists would
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's use of torch's internals; nothing a person can do about it
     before = sys.argv
     sys.argv = [before[0], *args]  # LightningCLI reads it, and Lightning's launcher starts the other ranks with it
     try:

@@ -1,9 +1,14 @@
 """Loading from a local folder or the Hugging Face hub, with the errors of both said in a sentence."""
 
+import functools
+import socket
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants
 from transformers.utils import logging
 
 from distill.types import ConfigError
@@ -27,6 +32,8 @@ def load(auto_class: Any, name: str, key: str, **kwargs: Any) -> Any:
         )
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # a bar in a log file is noise
+    if not looks_local(name) and not reachable():
+        kwargs["local_files_only"] = True  # what is in the cache still works, and nothing else takes minutes to say so
     try:
         return auto_class.from_pretrained(name, **kwargs)
     except (OSError, ValueError, KeyError) as error:
@@ -36,6 +43,19 @@ def load(auto_class: Any, name: str, key: str, **kwargs: Any) -> Any:
 def looks_local(name: str) -> bool:
     """Whether a name can only be a path: a hub id is `name` or `org/name`, without a leading dot, slash or tilde."""
     return Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+@functools.cache
+def reachable(timeout_s: float = 5.0) -> bool:
+    """Whether the hub's server takes a connection. Its own client tries for a minute per file; asked once a process, not behind a proxy."""
+    if getproxies().get("https"):
+        return True
+    url = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout_s).close()
+    except OSError:
+        return False
+    return True
 
 
 def _reason(name: str, error: BaseException) -> str:

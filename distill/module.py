@@ -120,6 +120,10 @@ class DistillModule(pl.LightningModule):
         """Ready the teacher, where testing runs by itself."""
         self._ready_teacher()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning count micro-batches from where the data go on."""
+        self.data.realign(checkpoint)
+
     # ---- one step
 
     def forward_both(self, batch: Batch, model: nn.Module | None = None) -> tuple[Outputs, Outputs | None]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from distill.balance import Balancer
-from distill.cli import did_you_mean
 from distill.data.base import DistillData
+from distill.lookup import did_you_mean
 from distill.losses.base import Term
 from distill.optim import Optimizer
 from distill.schedule import Schedule

@@ -31,7 +31,7 @@ class TokenLoss(Term, ABC):
 
         Args:
             student_logp_NV: `[N, V]`, float32, log-probabilities at temperature 1, in nats.
-            teacher_logp_NV: `[N, V]`, the teacher's, on the same support; never receives a gradient. Absent (None) where `needs_teacher` is False.
+            teacher_logp_NV: `[N, V]`, the teacher's, on the same support; receives no gradient. None where there is no teacher.
             labels_N: `[N]`, the class of each position.
 
         Returns:

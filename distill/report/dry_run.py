@@ -11,6 +11,7 @@ from distill.losses.chunked import chunk_size
 from distill.module import DistillModule
 from distill.report import tables
 from distill.report.run import describe
+from distill.tasks import unwrap
 
 MB = 1e6
 
@@ -32,10 +33,8 @@ class DryRun(pl.Callback):
             peak, what = torch.cuda.max_memory_allocated(), "on the device"
         else:
             peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of the whole process, libraries included"
-        loss = trainer.callback_metrics.get("train/loss")
-        print(
-            f"One real forward and backward: fine. loss {float(loss if loss is not None else 'nan'):.4f}, peak memory {peak / MB:,.0f} MB {what}"
-        )
+        loss = float(trainer.callback_metrics["train/loss"])
+        print(f"One real forward and backward: fine. loss {loss:.4f}, peak memory {peak / MB:,.0f} MB {what}")
 
 
 def vocabulary(module: DistillModule) -> dict[str, str]:
@@ -70,12 +69,13 @@ def memory(module: DistillModule) -> dict[str, float]:
     assert module.student is not None, "configure_model comes first"
     student = list(module.student.parameters())
     trainable = sum(p.numel() for p in student if p.requires_grad)
-    config: Any = module.student.config
+    hub_model = unwrap(module.student)
+    config: Any = hub_model.config
     width, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     length = getattr(module.data, "max_length", 512) if module.task.unit == "token" else 1
     positions = module.data.batch_size * getattr(module.data, "max_length", 512)
     predictions, classes = module.data.batch_size * length, module.data.num_classes
-    per_value = 1 if getattr(module.student, "is_gradient_checkpointing", False) else 17
+    per_value = 1 if hub_model.is_activation_checkpointing else 17
     sides = 1 if module.teacher is None else 2
     parts = {
         "student": float(sum(p.numel() * p.element_size() for p in student)),

@@ -1,0 +1,156 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distill.losses.chunked import chunked_objective
+from distill.losses.divergence import ForwardKL
+from distill.tasks import CausalLM, SequenceClassification
+from distill.teachers.online import OnlineTeacher
+from distill.types import ConfigError, Outputs
+from tests.models import LABELS, VOCAB, causal_lm, classifier, expected_labels, save, tokenizer, tokens
+
+CPU = torch.device("cpu")
+TOKENS = {"vocab_size": VOCAB}
+
+
+def ready(folder: Path, dtype: torch.dtype = torch.float32) -> OnlineTeacher:
+    teacher = OnlineTeacher(save(causal_lm(), folder))
+    teacher.setup(CausalLM(), CPU, dtype)
+    return teacher
+
+
+def fingerprint(model: nn.Module) -> str:
+    state = sorted(model.state_dict().items())
+    return hashlib.sha256(b"".join(name.encode() + value.numpy().tobytes() for name, value in state)).hexdigest()
+
+
+def test_frozen_and_evaluating(tmp_path: Path) -> None:
+    teacher = ready(tmp_path)
+    assert teacher.model is not None
+    assert not any(module.training for module in teacher.model.modules())
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    teacher.assert_frozen()
+
+
+@pytest.mark.parametrize("spoil", [lambda model: model.train(), lambda model: model.requires_grad_(True)])
+def test_assert_frozen_can_fail(spoil: object, tmp_path: Path) -> None:
+    teacher = ready(tmp_path)
+    spoil(teacher.model)  # type: ignore[operator]
+    with pytest.raises(AssertionError, match="the teacher"):
+        teacher.assert_frozen()
+
+
+def test_gives_the_models_own_logits_without_a_graph(tmp_path: Path) -> None:
+    teacher = ready(tmp_path)
+    out = teacher({"input_ids": tokens()}, ["model.layers.0"])
+    torch.testing.assert_close(out.head(out.features), causal_lm()(tokens()).logits)
+    assert not out.features.requires_grad
+    assert not out.taps["model.layers.0"].requires_grad
+
+
+def test_asks_for_no_cache(tmp_path: Path) -> None:
+    teacher = ready(tmp_path)
+    assert teacher.model is not None
+    seen = []
+    teacher.model.model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.past_key_values))
+    teacher({"input_ids": tokens()})
+    assert seen == [None]
+
+
+def test_is_no_part_of_a_module_that_holds_it(tmp_path: Path) -> None:
+    teacher = ready(tmp_path)
+    holder = nn.Linear(2, 2)
+    holder.teacher = teacher  # type: ignore[assignment]
+    assert not isinstance(teacher, nn.Module)
+    assert list(holder.state_dict()) == ["weight", "bias"]
+    holder.train()
+    teacher.assert_frozen()
+
+
+def test_training_a_student_leaves_it_as_it_was(tmp_path: Path) -> None:
+    teacher, student = ready(tmp_path), causal_lm(seed=1).train()
+    assert teacher.model is not None
+    before = fingerprint(teacher.model)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    task, batch, labels = CausalLM(), {"input_ids": tokens()}, tokens()
+    values = []
+    for _ in range(5):
+        total, _ = chunked_objective(task.outputs(student, batch), teacher(batch), labels, {"kd": ForwardKL()}, {"kd": 1 / 12}, VOCAB)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        values.append(total.item())
+    assert values[-1] < values[0]  # the student moved
+    assert fingerprint(teacher.model) == before
+    assert all(p.grad is None for p in teacher.model.parameters())
+
+
+def test_no_gradient_reaches_it_even_where_it_is_made_trainable(tmp_path: Path) -> None:
+    teacher, student = ready(tmp_path), causal_lm(seed=1)
+    assert teacher.model is not None
+    teacher.model.requires_grad_(True)
+    batch = {"input_ids": tokens()}
+    out = teacher(batch)
+    chunked_objective(CausalLM().outputs(student, batch), out, tokens(), {"kd": ForwardKL()}, {"kd": 1.0}, VOCAB)[0].backward()
+    assert all(p.grad is None for p in teacher.model.parameters())
+    assert isinstance(out, Outputs)
+
+
+def test_setup_a_second_time_does_nothing(tmp_path: Path) -> None:
+    teacher = ready(tmp_path)
+    model = teacher.model
+    teacher.setup(CausalLM(), CPU, torch.float32)
+    assert teacher.model is model
+
+
+@pytest.mark.parametrize(("asked", "found"), [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)])
+def test_dtype(asked: str, found: torch.dtype, tmp_path: Path) -> None:
+    teacher = OnlineTeacher(save(causal_lm(), tmp_path), dtype=asked)  # type: ignore[arg-type]
+    teacher.setup(CausalLM(), CPU, torch.bfloat16)
+    assert teacher.model is not None
+    assert {p.dtype for p in teacher.model.parameters()} == {found}
+    assert teacher.describe()["dtype"] == str(found).removeprefix("torch.")
+    assert teacher.describe()["trainable"] == 0
+
+
+def test_check_passes_for_the_same_tokenizer(tmp_path: Path) -> None:
+    ready(tmp_path).check(tokenizer(), TOKENS)
+
+
+def test_check_refuses_another_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.teacher and data\.tokenizer have different tokenizers \(40 / 40 tokens, 74 with"):
+        ready(tmp_path).check(tokenizer(first="x"), TOKENS)  # 37 words on each side
+
+
+def test_check_refuses_other_labels(tmp_path: Path) -> None:
+    teacher = OnlineTeacher(save(classifier(), tmp_path))
+    teacher.setup(SequenceClassification(), CPU, torch.float32)
+    teacher.check(tokenizer(), expected_labels())
+    with pytest.raises(ConfigError, match=r"model\.teacher has 3 labels, but the data have 2"):
+        teacher.check(tokenizer(), expected_labels(("no", "yes")))
+    with pytest.raises(ConfigError, match="calls class 0 'negative', but the data call it 'positive'; set data.labels to the model's order"):
+        teacher.check(tokenizer(), expected_labels(LABELS[::-1]))
+
+
+@pytest.mark.xfail(strict=True, reason="transformers invents a head where a checkpoint has none, and the teacher then teaches noise")
+def test_a_teacher_without_a_trained_head_is_refused(tmp_path: Path) -> None:
+    teacher = OnlineTeacher(save(classifier().bert, tmp_path))
+    with pytest.raises(ConfigError, match="head"):
+        teacher.setup(SequenceClassification(), CPU, torch.float32)
+
+
+def test_recipe_is_needed_until_the_folder_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    teacher = OnlineTeacher(str(folder), recipe="configs/teacher.yaml")
+    assert teacher.recipe_needed() == "configs/teacher.yaml"
+    save(causal_lm(), folder)
+    assert teacher.recipe_needed() is None
+    assert OnlineTeacher(str(tmp_path / "nothing")).recipe_needed() is None
+
+
+def test_missing_folder() -> None:
+    with pytest.raises(ConfigError, match=r"model\.teacher\.model: no folder './nothing' here"):
+        OnlineTeacher("./nothing").setup(CausalLM(), CPU, torch.float32)

@@ -71,9 +71,10 @@ def _run(args: list[str]) -> int:
         run(args)
     except DistillError as error:
         return _mistake(str(error))
-    except KeyboardInterrupt:
-        print("\nInterrupted. Go on with the run's own config and --ckpt_path last, where it has saved a checkpoint.", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        return 130  # Lightning turns Ctrl-C into exit status 1; the shell's word for it is 128 + SIGINT
     return 0
 
 

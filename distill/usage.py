@@ -28,6 +28,8 @@ def explain(message: str, keys: list[str]) -> str:
     if found := re.search(r"unrecognized arguments?: (.*)", text):
         option = found[1].split()[0].lstrip("-").split("=")[0]
         return f"does not accept option '{option}'{did_you_mean(option, keys)}"
+    if found := re.search(r"Subcommand '\w+' does not accept option '([^']+)'", text):
+        return f"does not accept option '{found[1]}'{did_you_mean(found[1], keys)}"
     if found := re.search(r"arguments are required: (.*)", text):
         missing = re.sub(r"\b(fit|validate|test)\.", "", found[1])
         return f"these keys have no value: {missing}; give a config, e.g. --config kd_llama.yaml"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,13 @@ class Run(pl.Callback):
         assert self._start is not None, "on_train_start comes first"
         self.seconds += time.perf_counter() - self._start
         self._start = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say how to go on after Ctrl-C."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            saved = (self.folder / "checkpoints" / "last.ckpt").is_file()
+            go_on = f"Go on from the last checkpoint with --config {self.folder / 'config.yaml'} --ckpt_path last"
+            print(f"\nInterrupted at step {trainer.global_step}. {go_on if saved else 'No checkpoint was saved yet.'}", file=sys.stderr)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, print, save, after every other callback has said its last."""

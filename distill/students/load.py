@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from distill import hub
@@ -74,8 +75,8 @@ def _for_model(model_type: str | None, keys: dict[str, Any]) -> Any:
         raise ConfigError("model.student.config has no model_type; say e.g. model_type: llama")
     try:
         return AutoConfig.for_model(model_type, **keys)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"model.student.config: {str(error).splitlines()[0][:200]}") from error
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ConfigError(f"model.student.config: {' '.join(str(error).split())[:300]}") from error
 
 
 def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:

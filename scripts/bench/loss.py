@@ -2,9 +2,9 @@
 
     python scripts/bench/loss.py --n 256 1024 --v 8192 32000 > table.md
 
-Both run in turn in one process, so that a busy machine slows both alike. Peak memory is what the step allocates beyond the features and
-heads that are there before it: on CUDA `max_memory_allocated`; on a CPU the highest running sum of the profiler's allocation records,
-which every tensor and every kernel's scratch space from torch's allocator leaves (memory outside that allocator, e.g. inside BLAS, is not seen).
+Both run in turn in one process, so that a busy machine slows both alike. Peak memory is what the step allocates beyond the features
+and heads that are there before it: on CUDA `max_memory_allocated`; on a CPU the highest running sum of the profiler's allocation
+records, which every tensor and every kernel's scratch space from torch's allocator leaves (what BLAS allocates itself is not seen).
 """
 
 import argparse

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from scipy.stats import entropy
+from scipy.stats import entropy  # type: ignore[import-untyped]
 from torch import Tensor
 
 from distill.losses.base import soften

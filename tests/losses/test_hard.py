@@ -1,6 +1,6 @@
 import pytest
 import torch
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss  # type: ignore[import-untyped]
 from torch import Tensor
 
 from distill.losses.hard import CrossEntropy, cross_entropy

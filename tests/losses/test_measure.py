@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, log_loss  # type: ignore[import-untyped]
 from torch import nn
 from torch.nn import functional as F
 

@@ -131,7 +131,9 @@ def test_check_refuses_other_labels(tmp_path: Path) -> None:
     teacher.check(tokenizer(), expected_labels())
     with pytest.raises(ConfigError, match=r"model\.teacher has 3 labels, but the data have 2"):
         teacher.check(tokenizer(), expected_labels(("no", "yes")))
-    with pytest.raises(ConfigError, match="calls class 0 'negative', but the data call it 'positive'; set data.labels to the model's order"):
+    with pytest.raises(
+        ConfigError, match=r"calls class 0 'negative', but the data call it 'positive'; set data\.labels to the model's order"
+    ):
         teacher.check(tokenizer(), expected_labels(LABELS[::-1]))
 
 

@@ -33,7 +33,7 @@ A bare config name is looked up here, then in configs/. Any key of the YAML can 
 
   --name NAME        the run's folder, runs/NAME (default: the config's name and the time); never overwritten
   --ckpt_path last   go on where runs/NAME stopped (with --name NAME or --config runs/NAME/config.yaml)
-  --logger wandb     track in Weights & Biases, offline where there is no key or network; metrics.jsonl is written always
+  --logger wandb     track in Weights & Biases, offline where there is no key or network; metrics.jsonl is always there
   --baseline true    also train the same student alone, same initialisation, data order and steps, for the table
   --alone true       train only that student alone, without the teacher
   --dry-run          check everything and show what would run, without training

@@ -1,0 +1,28 @@
+"""What the dry run shows."""
+
+from pathlib import Path
+
+import pytest
+
+from distill.report.dry_run import marked, memory, vocabulary
+from tests import pair
+
+
+def test_trained_tokens_are_marked() -> None:
+    assert marked([("What", False), (" is", False), (" it", True), ("?", True), ("\n", False)]) == "What is⟦ it?⟧\n"
+    assert marked([("ab", True)] * 10, longest=5) == "⟦abab … (10 tokens)"
+
+
+def test_memory_and_vocabulary_of_a_pair(tmp_path: Path) -> None:
+    data, module = pair.data(tmp_path, batch_size=4), pair.module(tmp_path)
+    pair.trainer(max_steps=1).fit(module, data)
+    parts = memory(module)
+    count = sum(p.numel() for p in module.student.parameters())
+    assert parts["student"] == 4 * count
+    assert parts["gradients"] == 4 * count
+    assert parts["AdamW"] == 8 * count
+    assert parts["teacher"] == pytest.approx(4 * sum(p.numel() for p in module.teacher.model.parameters()))
+    assert parts["activations"] == 17 * 4 * 32 * 16 * 1 * 4, "values × rows × length × width × layers × bytes"
+    assert parts["sum"] == pytest.approx(sum(v for k, v in parts.items() if k not in ("sum", "(logits of a dense loss)")))
+    report = vocabulary(module)
+    assert report["student"] == report["teacher"] == "head of 16; 0 left out before the softmax"

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +155,17 @@ class Command(LightningCLI):
             progress_callback(),
         ]
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; where Lightning itself refuses a setting, that is a mistake in the config."""
+        try:
+            super()._run_subcommand(subcommand)
+        except DistillError:
+            raise
+        except (ValueError, MisconfigurationException) as error:
+            if not _raised_by_lightning(error):
+                raise
+            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
     @staticmethod
     def _alone(config: Any) -> Path:
         return Path(config.runs) / f"{config.name}-alone"
@@ -214,6 +226,11 @@ def _resume_or_start(path: str) -> list[str]:
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}.interrupted-{time.strftime('%Y%m%d-%H%M%S')}"))
     return []
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(f"/{package}/" in frames[-1].filename for package in ("pytorch_lightning", "lightning_fabric"))
 
 
 def _as_list(value: Any) -> list[Any]:

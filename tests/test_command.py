@@ -37,6 +37,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+ROOT = Path(__file__).parents[1]
+
+
 def config() -> dict[str, Any]:
     return {
         "model": {
@@ -208,6 +211,7 @@ BAD = [
     (["--model.balancer.weights.kl=1"], "weights for ['kl'], but model.losses has ['ce', 'kd']"),
     (["--model.teacher=null"], "['kd'] need a teacher"),
     (["--trainer.precision=bf61"], "Did you mean 'bf16'?"),
+    (["--trainer.val_check_interval=1000"], "trainer: `val_check_interval` (1000) must be less than or equal to"),
     (["--ckpt_path=last"], "no checkpoint"),
     (["--model.student.config.hidden_size=15"], "hidden size (15) is not a multiple"),
     (["--model.student.config.vocab_size=99"], "vocab_size is 99, but the data say 16"),

@@ -66,16 +66,18 @@ try:
 except ConfigError as error:
     print(error)
 """
+
+
 UNREACHABLE = pytest.param(
     {"HF_ENDPOINT": "http://127.0.0.1:9"},
     id="unreachable",
-    marks=pytest.mark.xfail(strict=True, reason="huggingface_hub tries each of several files six times, 47 s of waiting in all"),
+    marks=pytest.mark.xfail(strict=True, reason="transformers looks for adapter_config.json without local_files_only: 23 s of retries"),
 )
 
 
 @pytest.mark.parametrize("variables", [pytest.param({"HF_HUB_OFFLINE": "1"}, id="offline"), UNREACHABLE])
 def test_a_hub_that_cannot_be_reached_is_said_soon(variables: dict[str, str], tmp_path: Path) -> None:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env=clean | variables | {"HF_HOME": str(tmp_path)},
@@ -96,7 +98,7 @@ class _Refusing:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def from_pretrained(self, name: str) -> None:
+    def from_pretrained(self, name: str, **kwargs: object) -> None:
         raise OSError("cannot load") from self.error
 
 

@@ -18,7 +18,7 @@ def evaluate(trainer: pl.Trainer, module: DistillModule, model: nn.Module | None
 
     Returns:
         `count` valid positions; `loss` in nats and `accuracy` in [0, 1]; with a teacher also `teacher_loss`, `teacher_accuracy`,
-        `kl` in nats (forward, T = 1) and `agreement` in [0, 1].
+        `kl` in nats (forward, T = 1) and `agreement` in [0, 1]. Only a `count` of 0 where there are no validation data.
     """
     model = module.student if model is None else model
     assert model is not None, "configure_model comes first"
@@ -30,6 +30,8 @@ def evaluate(trainer: pl.Trainer, module: DistillModule, model: nn.Module | None
             sums = module.measures(trainer.strategy.batch_to_device(batch), model)
         total = {name: total.get(name, 0) + value for name, value in sums.items()}
     model.train(training)
+    if not total:
+        return {"count": 0.0}
     reduced = trainer.strategy.reduce(torch.stack([*total.values()]), reduce_op="sum")
     values = dict(zip(total, reduced.tolist(), strict=True))
     count = values.pop("count")

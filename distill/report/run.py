@@ -84,11 +84,14 @@ class Run(pl.Callback):
         """Measure, print, save, after every other callback has said its last."""
         module = _ours(pl_module)
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
-        models = self._measure(trainer, module)
+        models = self._measure(trainer, module) if self.before["count"] else {}
         if trainer.is_global_zero:
             write_folder(self.folder / "student", lambda path: save_student(module, path))
             write_json(self.folder / "report.json", {"unit": module.task.unit, "steps": trainer.global_step, "models": models})
-            tables.show(tables.results(models, module.task.unit))
+            if models:
+                tables.show(tables.results(models, module.task.unit))
+            else:
+                print("No validation data, nothing measured: set data.val_data or data.val_fraction, and trainer.limit_val_batches above 0")
             print(f"The student is in {self.folder / 'student'}, the figures are in {self.folder / 'report.json'}")
 
     def _measure(self, trainer: pl.Trainer, module: DistillModule) -> dict[str, dict[str, Any]]:

@@ -40,8 +40,7 @@ class Pretrained(Student):
         hub.same_tokens(theirs.get_vocab(), tokenizer.get_vocab(), "model.student", "data.tokenizer")
         model = task.load(self.name, "model.student.model", **kwargs)
         check_classes(model, expected, "model.student")
-        check_head(task, model, "model.student")
-        return _ready(model, self.gradient_checkpointing)
+        return _ready(task, model, self.gradient_checkpointing)
 
 
 class FromConfig(Student):
@@ -67,7 +66,7 @@ class FromConfig(Student):
                 if given[key] != expected[key]:
                     raise ConfigError(f"model.student.config.{key} is {given[key]}, but the data say {expected[key]}; leave the key out")
             config = _for_model(given.pop("model_type", None), given | expected)
-        return _ready(task.build(config, dtype=dtype), self.gradient_checkpointing)
+        return _ready(task, task.build(config, dtype=dtype), self.gradient_checkpointing)
 
 
 def _for_model(model_type: str | None, keys: dict[str, Any]) -> Any:
@@ -79,7 +78,8 @@ def _for_model(model_type: str | None, keys: dict[str, Any]) -> Any:
         raise ConfigError(f"model.student.config: {' '.join(str(error).split())[:300]}") from error
 
 
-def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
+def _ready(task: Task, model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
+    check_head(task, model, "model.student")
     if gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model.train()

@@ -1,0 +1,35 @@
+"""The README: its example runs, its table is the one that was measured, and every config stands in it."""
+
+import json
+import re
+from pathlib import Path
+
+from tests.test_command import fit, here
+
+__all__ = ["here"]
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_loss_runs_as_written(here: Path) -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Mine" in block)
+    assert len(code.splitlines()) <= 25
+    (here / "my_losses.py").write_text(code)
+    command = next(line for line in README.splitlines() if "my_losses.Mine" in line)
+    assert fit("--name", "a", *command.split()[4:]) == 0
+    line = json.loads((here / "runs/a/metrics.jsonl").read_text().splitlines()[0])
+    assert line["train/loss"] > 0.3 * line["train/ce"] + 0.7 * line["train/kd"]
+
+
+def test_the_table_is_the_measured_one() -> None:
+    table = re.search(r"<!-- demo -->\n(.*?)\n<!-- /demo -->", README, re.DOTALL)
+    assert table is not None
+    assert table[1] in (ROOT / "docs/demo.md").read_text(encoding="utf-8")
+    assert table[1].count("|") > 20
+
+
+def test_every_config_is_explained_and_every_link_leads_somewhere() -> None:
+    for config in (ROOT / "configs").glob("*.yaml"):
+        assert f"`{config.name}`" in README
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,5 +1,6 @@
 """Balancers turn the terms of the objective into one number."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
@@ -27,8 +28,8 @@ class FixedWeights(Balancer):
     def __init__(self, weights: dict[str, float] | None = None) -> None:
         self.fixed = weights or {}
         for name, value in self.fixed.items():
-            if not value >= 0:
-                raise ConfigError(f"balancer: the weight of '{name}' must be ≥ 0, got {value}")
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"balancer: the weight of '{name}' must be finite and ≥ 0, got {value}")
 
     def weights(self, names: Iterable[str]) -> dict[str, float]:
         """Give the fixed weights, 1 where none is set."""

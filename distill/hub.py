@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from distill.types import ConfigError
@@ -33,10 +34,10 @@ def load(auto_class: Any, name: str, key: str, **kwargs: Any) -> Any:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # a bar in a log file is noise
     if not looks_local(name) and not reachable():
-        kwargs["local_files_only"] = True  # what is in the cache still works, and nothing else takes minutes to say so
+        constants.HF_HUB_OFFLINE = True  # what is in the cache still works, and nothing else takes minutes to say so
     try:
         return auto_class.from_pretrained(name, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(f"{key}: cannot load '{name}': {_reason(name, error)}") from error
 
 
@@ -48,9 +49,9 @@ def looks_local(name: str) -> bool:
 @functools.cache
 def reachable(timeout_s: float = 5.0) -> bool:
     """Whether the hub's server takes a connection. Its own client tries for a minute per file; asked once a process, not behind a proxy."""
-    if getproxies().get("https"):
-        return True
     url = urlsplit(constants.ENDPOINT)
+    if getproxies().get(url.scheme) and not proxy_bypass(url.hostname or ""):
+        return True
     try:
         socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout_s).close()
     except OSError:

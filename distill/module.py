@@ -140,10 +140,7 @@ class DistillModule(pl.LightningModule):
         student, teacher = self.forward_both(batch)
         weights = self.balancer.weights(self.terms)
         token = {name: loss for name, loss in self.terms.items() if isinstance(loss, TokenLoss)}
-        total = torch.zeros((), device=self.device)
-        sums: dict[str, Tensor] = {}
-        if token:
-            total, sums = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
+        total, sums = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
         for name, loss in self.terms.items():
             if isinstance(loss, Loss) and teacher is not None:
                 value = loss(student, teacher, batch)

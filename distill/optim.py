@@ -30,7 +30,7 @@ class AdamW(Optimizer):
         betas: decay rates of the two moments.
         warmup: optimizer steps of warm-up when ≥ 1, else their share of all steps.
         schedule: what follows the warm-up.
-        min_lr_ratio: where cosine ends, as a share of `lr`.
+        min_lr_ratio: where cosine and linear end, as a share of `lr`.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -47,6 +47,7 @@ class AdamW(Optimizer):
     ) -> None:
         for name, value, fine in (
             ("lr", lr, lr > 0),
+            ("betas", betas, all(0 <= beta < 1 for beta in betas)),
             ("weight_decay", weight_decay, weight_decay >= 0),
             ("warmup", warmup, warmup >= 0),
             ("min_lr_ratio", min_lr_ratio, 0 <= min_lr_ratio <= 1),
@@ -59,13 +60,19 @@ class AdamW(Optimizer):
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]], total_steps: int) -> dict[str, Any]:
         """Split the trainable parameters into decayed and not decayed, and attach the schedule."""
         params = [p for _, p in named_parameters if p.requires_grad]
+        if not params:
+            raise ConfigError("nothing to train: no parameter of the student wants a gradient")
         groups = [
             {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
         steps = int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
-        name = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}[self.schedule]
-        extra = {"min_lr_rate": self.min_lr_ratio} if self.schedule == "cosine" else {}
-        scheduler = get_scheduler(name, optimizer, steps, total_steps, scheduler_specific_kwargs=extra)
+        if steps > total_steps:
+            raise ConfigError(
+                f"optimizer: warmup takes {steps} steps, but training has {total_steps}; lower it, or give it as a share below 1"
+            )
+        name = {"cosine": "cosine_with_min_lr", "linear": "polynomial", "constant": "constant_with_warmup"}[self.schedule]
+        ends = {"cosine": {"min_lr_rate": self.min_lr_ratio}, "linear": {"lr_end": self.lr * self.min_lr_ratio, "power": 1.0}}
+        scheduler = get_scheduler(name, optimizer, steps, total_steps, scheduler_specific_kwargs=ends.get(self.schedule, {}))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -34,7 +34,15 @@ def bert_args(here: Path, teacher_labels: list[str]) -> list[str]:
     )
     teacher, student = tiny_bert(here / "teacher_bert", 24, teacher_labels), tiny_bert(here / "student_bert", 16, ["LABEL_0", "LABEL_1"])
     paths = [f"--model.teacher.model={teacher}", f"--model.student.model={student}", f"--data.tokenizer={teacher}"]
-    return [*paths, "--data.train_data=train.tsv", "--data.batch_size=8", "--data.val_fraction=0.2", "--trainer.max_epochs=2", "--model.optimizer.lr=1e-2", "--model.balancer.weights.kd=0.01"]
+    return [
+        *paths,
+        "--data.train_data=train.tsv",
+        "--data.batch_size=8",
+        "--data.val_fraction=0.2",
+        "--trainer.max_epochs=8",
+        "--model.optimizer.lr=5e-3",
+        "--model.balancer.weights.kd=0.01",
+    ]
 
 
 def test_kd_bert_on_a_local_file(here: Path) -> None:

@@ -18,6 +18,10 @@ from distill.types import IGNORE_INDEX, Outputs
 
 Gradients = list[Tensor | None]
 
+# float16 holds nothing below 6e-8. A GradScaler's factor reaches this gradient only in the backward pass, when what was smaller is gone,
+# so one of our own goes in before and, in float32, out again.
+HALF_SCALE = 1024.0
+
 
 def chunked_objective(
     student: Outputs,
@@ -43,7 +47,9 @@ def chunked_objective(
         The weighted sum, a scalar to call `backward` on (once), and each term's own sum, detached; all in nats, not divided by anything.
     """
     features, targets, labels = flatten(student, teacher, labels_BT)
-    params = [p for p in (*student.head.parameters(), *(p for loss in losses.values() for p in loss.parameters())) if p.requires_grad]
+    if not losses:
+        return labels_BT.new_zeros((), dtype=torch.float32), {}
+    params = _trainable(student.head, *losses.values())
     size = chunk or chunk_size(num_classes, features.device)
 
     def walk(with_gradient: bool) -> tuple[Tensor, Tensor, Gradients]:
@@ -53,13 +59,15 @@ def chunked_objective(
         for rows in chunks(len(labels), size):
             with torch.set_grad_enabled(with_gradient):
                 part = features[rows].detach().requires_grad_(with_gradient)
-                student_logp = log_probs(student.head(part), num_classes)
+                logits = student.head(part)
+                student_logp = log_probs(logits, num_classes)
             teacher_logp = _teacher_log_probs(teacher, targets, rows, num_classes)
             with torch.set_grad_enabled(with_gradient):
                 terms = [loss(student_logp, teacher_logp, labels[rows]).sum() for loss in losses.values()]
                 value = torch.stack([weights[name] * term for name, term in zip(losses, terms, strict=True)]).sum()
-            if gradients is not None:
-                gradients.add(rows, torch.autograd.grad(value, [part, *params], allow_unused=True))
+                scale = HALF_SCALE if logits.dtype == torch.float16 else 1.0
+                if gradients is not None:
+                    gradients.add(rows, torch.autograd.grad(scale * value, [part, *params], allow_unused=True), scale)
             sums += torch.stack([term.detach() for term in terms])
             total += value.detach()
         return total, sums, gradients.result() if gradients is not None else []
@@ -83,9 +91,8 @@ def chunks(n: int, size: int) -> Iterator[slice]:
 
 
 def chunk_size(num_classes: int, device: torch.device) -> int:
-    """Tokens a chunk: float32 logits of 32 MiB on a CPU (measured: docs/bench.md), and of 512 MiB on a GPU, enough to fill it."""
-    elements = 2**23 if device.type == "cpu" else 2**27
-    return max(16, elements // num_classes)
+    """Tokens a chunk: on a CPU at least the 256 rows that its matrix products want (docs/bench.md); on a GPU 512 MiB of float32 logits."""
+    return max(256, 2**22 // num_classes) if device.type == "cpu" else max(16, 2**27 // num_classes)
 
 
 @torch.no_grad()
@@ -93,31 +100,36 @@ def _teacher_log_probs(teacher: Outputs | None, targets: Tensor | None, rows: sl
     return None if teacher is None or targets is None else log_probs(teacher.head(targets[rows]), num_classes)
 
 
+def _trainable(*modules: nn.Module) -> list[nn.Parameter]:
+    """The parameters that want a gradient, each once, whichever modules share it."""
+    return list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
 class _Accumulator:
-    """Gradients over the chunks: rows of the features are set, parameters are summed in float32 (in bf16 a long sum stands still)."""
+    """Gradients over the chunks, in float32: rows of the features are set, parameters are summed (in bf16 a long sum stands still)."""
 
     def __init__(self, features: Tensor, params: list[nn.Parameter]) -> None:
-        self.features = torch.zeros_like(features) if features.requires_grad else None
+        self.features = torch.zeros_like(features, dtype=_wide(features.dtype)) if features.requires_grad else None
         self.params = params
         self.sums: Gradients = [None] * len(params)
 
-    def add(self, rows: slice, gradients: tuple[Tensor | None, ...]) -> None:
+    def add(self, rows: slice, gradients: tuple[Tensor | None, ...], scale: float) -> None:
         first, *rest = gradients
         if self.features is not None and first is not None:
-            self.features[rows] = first
+            self.features[rows] = first.to(self.features.dtype) / scale if scale != 1.0 else first
         for i, gradient in enumerate(rest):
             if gradient is not None:
+                wide = gradient.to(_wide(gradient.dtype))
                 total = self.sums[i]
-                self.sums[i] = gradient.to(_wide(gradient.dtype)) if total is None else total.add_(gradient)
+                self.sums[i] = wide.div_(scale) if total is None else total.add_(wide, alpha=1 / scale)
 
     def result(self) -> Gradients:
         # zeros, not None, where no token was valid: every rank must hand each parameter's gradient to DDP
-        sums = [torch.zeros_like(p) if g is None else g.to(p.dtype) for p, g in zip(self.params, self.sums, strict=True)]
-        return [self.features, *sums]
+        return [self.features, *(torch.zeros_like(p) if g is None else g for p, g in zip(self.params, self.sums, strict=True))]
 
 
 class _GradientInForward(torch.autograd.Function):
@@ -126,6 +138,7 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, walk: Callable[[bool], tuple[Tensor, Tensor, Gradients]], *inputs: Tensor) -> tuple[Tensor, Tensor]:
         total, sums, ctx.gradients = walk(True)
+        ctx.dtypes = [tensor.dtype for tensor in inputs]
         ctx.mark_non_differentiable(sums)
         return total, sums
 
@@ -134,4 +147,4 @@ class _GradientInForward(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the chunked objective's gradient was already used; call backward once per forward")
         gradients, ctx.gradients = ctx.gradients, None
-        return (None, *(g if g is None else g.mul_(grad_total) for g in gradients))
+        return (None, *(g if g is None else g.mul_(grad_total).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)))

@@ -1,5 +1,6 @@
 """Students from a folder or hub id, and new ones from a configuration."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from distill import hub
+from distill.lookup import did_you_mean
 from distill.students.base import Student
 from distill.tasks import SequenceClassification, Task, check_classes, check_head
 from distill.types import ConfigError
@@ -34,6 +36,7 @@ class Pretrained(Student):
         if self.attn_implementation:
             kwargs["attn_implementation"] = self.attn_implementation
         if isinstance(task, SequenceClassification):
+            self._check_order(expected)
             labels = {k: expected[k] for k in ("num_labels", "id2label", "label2id")}
             kwargs |= {**labels, "ignore_mismatched_sizes": True}
         theirs = hub.load(AutoTokenizer, self.name, "model.student.model", revision=self.revision)
@@ -41,6 +44,15 @@ class Pretrained(Student):
         model = task.load(self.name, "model.student.model", **kwargs)
         check_classes(model, expected, "model.student")
         return _ready(task, model, self.gradient_checkpointing)
+
+    def _check_order(self, expected: dict[str, Any]) -> None:
+        config = hub.load(AutoConfig, self.name, "model.student.model", revision=self.revision)
+        if set(config.label2id) == set(expected["label2id"]) and config.label2id != expected["label2id"]:
+            first = next(i for i, label in sorted(config.id2label.items()) if expected["label2id"][label] != i)
+            raise ConfigError(
+                f"model.student calls class {first} '{config.id2label[first]}', but the data call it '{expected['id2label'][first]}'; "
+                "set data.labels to the model's order"
+            )
 
 
 class FromConfig(Student):
@@ -69,11 +81,24 @@ class FromConfig(Student):
         return _ready(task, task.build(config, dtype=dtype), self.gradient_checkpointing)
 
 
+def _known_keys(model_type: str) -> set[str]:
+    config = AutoConfig.for_model(model_type)
+    return (
+        set(config.to_dict()) | set(inspect.signature(type(config)).parameters) | set(config.attribute_map) | {"rope_theta", "rope_scaling"}
+    )
+
+
 def _for_model(model_type: str | None, keys: dict[str, Any]) -> Any:
     if not model_type:
         raise ConfigError("model.student.config has no model_type; say e.g. model_type: llama")
     try:
+        known = _known_keys(model_type)
+        for key in keys:
+            if key not in known:
+                raise ConfigError(f"model.student.config: {model_type} has no key '{key}'{did_you_mean(key, sorted(known))}")
         return AutoConfig.for_model(model_type, **keys)
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ConfigError(f"model.student.config: {' '.join(str(error).split())[:300]}") from error
 

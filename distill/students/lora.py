@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from distill.students.base import Student
 from distill.tasks import SequenceClassification, Task
+from distill.types import ConfigError
 
 
 class LoRA(Student):
@@ -19,11 +20,16 @@ class LoRA(Student):
         alpha: the scale, divided by r.
         dropout: on the input of A.
         target_modules: names of the linears to update, or `all-linear` (all but the head).
+
+    Raises:
+        ConfigError: the rank is below 1, or (when it is built) the model has no such modules.
     """
 
     def __init__(
         self, base: Student, r: int = 16, alpha: int = 32, dropout: float = 0.0, target_modules: str | list[str] = "all-linear"
     ) -> None:
+        if r < 1:
+            raise ConfigError(f"model.student.r must be at least 1, got {r}; it is the rank of the update")
         self.base, self.r, self.alpha, self.dropout, self.target_modules = base, r, alpha, dropout, target_modules
         self.name = f"{base.name} + LoRA r={r}"
 
@@ -32,4 +38,7 @@ class LoRA(Student):
         model = self.base.build(task, expected, tokenizer, dtype)
         kind = TaskType.SEQ_CLS if isinstance(task, SequenceClassification) else TaskType.CAUSAL_LM
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_modules, task_type=kind)
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise ConfigError(f"model.student.target_modules: {' '.join(str(error).split())}") from error

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from distill import hub
 from distill.tasks import Task, check_classes, check_head
 from distill.teachers.base import Teacher
-from distill.types import Batch, Outputs
+from distill.types import Batch, ConfigError, Outputs
 
 
 class OnlineTeacher(Teacher):
@@ -47,7 +47,12 @@ class OnlineTeacher(Teacher):
             kwargs: dict[str, Any] = {"dtype": dtype if self.dtype == "auto" else getattr(torch, self.dtype), "revision": self.revision}
             if self.attn_implementation:
                 kwargs["attn_implementation"] = self.attn_implementation
-            self.model = task.load(self.name, "model.teacher.model", **kwargs)
+            self.model, found = task.load(self.name, "model.teacher.model", output_loading_info=True, **kwargs)
+            if missing := sorted(found["missing_keys"]):
+                raise ConfigError(
+                    f"model.teacher.model: '{self.name}' has no weights for {', '.join(missing[:3])}, so its head would be random; "
+                    "take a model that was trained for this task"
+                )
             self.model.requires_grad_(False).eval()
             check_head(task, self.model, "model.teacher")
         self.model.to(device)

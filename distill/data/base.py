@@ -35,6 +35,7 @@ class DistillData(pl.LightningDataModule, ABC):
     Attributes:
         tokenizer: of transformers, after `setup`.
         num_classes: tokens of the vocabulary, or labels.
+        max_length: positions that a row has at most.
         train_set: token rows; `labels[t]` is the class that position t predicts, or −100.
         val_set: the same, or None where there is no validation.
         test_set: the same, or None.
@@ -47,6 +48,7 @@ class DistillData(pl.LightningDataModule, ABC):
     task: ClassVar[type[Task]]
     tokenizer: PreTrainedTokenizerBase
     num_classes: int
+    max_length: int
     train_set: datasets.Dataset
     val_set: datasets.Dataset | None
     test_set: datasets.Dataset | None

@@ -43,7 +43,7 @@ def vocabulary(module: DistillModule) -> dict[str, str]:
     models = {"student": module.student} | ({} if module.teacher is None else {"teacher": getattr(module.teacher, "model", None)})
     for name, model in models.items():
         if model is not None:
-            config = model.config.get_text_config()
+            config = unwrap(model).config.get_text_config()
             head = config.num_labels if module.task.unit == "sample" else config.vocab_size
             rows[name] = f"head of {head:,}; {head - module.data.num_classes:,} left out before the softmax"
     if module.teacher is not None:
@@ -61,26 +61,25 @@ def marked(example: list[tuple[str, bool]], longest: int = 2000) -> str:
 def memory(module: DistillModule) -> dict[str, float]:
     """Estimate the bytes on a device, by part.
 
-    Parameters, gradients and AdamW's two float32 moments are exact. Activations follow Korthikanti et al. 2022 (arXiv 2205.05198,
+    Parameters, gradients and AdamW's two moments, all of the parameters' dtype, are exact. Activations follow Korthikanti et al. 2022 (arXiv 2205.05198,
     equation 1, without the attention scores, which fused attention does not keep): 17 values a position, width and layer; with gradient
     checkpointing one. Logits: the four float32 `[chunk, V]` copies of each side that exist at once, and beside them what a dense loss
     would need for the whole micro-batch.
     """
     assert module.student is not None, "configure_model comes first"
     student = list(module.student.parameters())
-    trainable = sum(p.numel() for p in student if p.requires_grad)
-    hub_model = unwrap(module.student)
-    config: Any = hub_model.config
-    width, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
-    length = getattr(module.data, "max_length", 512) if module.task.unit == "token" else 1
-    positions = module.data.batch_size * getattr(module.data, "max_length", 512)
-    predictions, classes = module.data.batch_size * length, module.data.num_classes
-    per_value = 1 if hub_model.is_activation_checkpointing else 17
+    trainable = float(sum(p.numel() * p.element_size() for p in student if p.requires_grad))
+    model = unwrap(module.student)
+    config: Any = model.config.get_text_config()
+    width, layers = config.hidden_size, config.num_hidden_layers  # every config has them, GPT-2's n_embd under this name too
+    positions, classes = module.data.batch_size * module.data.max_length, module.data.num_classes
+    predictions = positions if module.task.unit == "token" else module.data.batch_size
+    per_value = 1 if model.is_activation_checkpointing else 17
     sides = 1 if module.teacher is None else 2
     parts = {
         "student": float(sum(p.numel() * p.element_size() for p in student)),
-        "gradients": 4.0 * trainable,
-        "AdamW": 8.0 * trainable,
+        "gradients": trainable,
+        "AdamW": 2 * trainable,
         "teacher": 0.0 if module.teacher is None else module.teacher.describe()["megabytes"] * MB,
         "activations": float(per_value * positions * width * layers * student[0].element_size()),
         "logits, in chunks": 16.0 * sides * min(predictions, chunk_size(classes, module.device)) * classes,

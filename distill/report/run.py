@@ -127,6 +127,7 @@ def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
         "losses": " + ".join(f"{weights[name]:g} × {name} ({type(loss).__name__})" for name, loss in module.terms.items()),
         "precision": str(trainer.precision),
         "batch": f"{micro * accumulate * ranks} = {micro} × {accumulate} accumulated × {ranks} ranks",
+        "tokens per step": f"{module.data.max_length * micro * accumulate * ranks:,} at most",
         "steps": f"{int(trainer.estimated_stepping_batches):,}",
         **module.data.summary(),
     }

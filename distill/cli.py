@@ -71,6 +71,8 @@ def _run(args: list[str]) -> int:
         run(args)
     except DistillError as error:
         return _mistake(str(error))
+    except SyntaxError as error:  # in a user's own file
+        return _mistake(f"{error.filename}, line {error.lineno}: {error.msg}")
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise

@@ -1,20 +1,18 @@
 """The command behind the command line: LightningCLI, with one folder a run, a baseline, and a teacher's recipe that runs first."""
 
 import logging
-import os
 import sys
-import time
 import traceback
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from distill import folders
 from distill.callbacks.checkpoint import AtomicCheckpointIO
 from distill.callbacks.metrics import JsonlLogger, Throughput
 from distill.callbacks.progress import progress_callback
@@ -36,8 +34,19 @@ def run(args: list[str]) -> None:
     sys.argv = [before[0], *args]  # LightningCLI reads it, and Lightning's launcher starts the other ranks with it
     try:
         Command()
+    except DistillError:
+        raise
+    except (ValueError, MisconfigurationException) as error:
+        if not _raised_by_lightning(error):
+            raise
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     finally:
         sys.argv = before
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(f"/{package}/" in frames[-1].filename for package in ("pytorch_lightning", "lightning_fabric"))
 
 
 class Parser(LightningArgumentParser):
@@ -100,17 +109,17 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Name the run, and find the checkpoint that `last` means."""
         config = self.config[self.subcommand]
-        config.name = config.name or default_name(config)
+        config.name = config.name or folders.default_name(config)
         self.folder = Path(config.runs) / config.name
-        self.resume = config.ckpt_path is not None
-        if config.ckpt_path == "last":
-            config.ckpt_path = str(self.folder / "checkpoints" / "last.ckpt")
-        if config.ckpt_path and not Path(config.ckpt_path).is_file():
-            raise ConfigError(
-                f"ckpt_path: no checkpoint '{config.ckpt_path}'; give a file, or `last` with the --name of a run that has one"
-            )
+        config.ckpt_path = folders.checkpoint(self.folder, config.ckpt_path)
+        # from another run's checkpoint a new run begins; only its own is the same run going on
+        self.resume = bool(config.ckpt_path) and Path(config.ckpt_path).resolve().is_relative_to(self.folder.resolve())
         if self.subcommand == "fit" and not self.resume and self.folder.exists():
             raise ConfigError(f"the run folder {self.folder} exists; take another --name, or resume with --ckpt_path last")
+        if self.subcommand != "fit" and config.dry_run:
+            raise ConfigError(f"--dry-run is for fit; {self.subcommand} trains nothing anyway")
+        if self.subcommand != "fit" and not config.ckpt_path and self.folder.exists():
+            raise ConfigError(f"{self.folder} has a trained student; say --ckpt_path last to {self.subcommand} it")
 
     def instantiate_classes(self) -> None:
         """Make the objects; a constructor's complaint is a mistake in the config."""
@@ -132,39 +141,31 @@ class Command(LightningCLI):
         trainer = dict(config.trainer)
         if self.subcommand == "fit" and not config.dry_run:
             trainer["callbacks"] = [*_as_list(trainer.get("callbacks")), *self._callbacks(config)]
-            trainer["logger"] = [*_as_list(trainer.get("logger") or None), JsonlLogger(self.folder)]
+            trainer["logger"] = [*_as_list(trainer.get("logger")), JsonlLogger(self.folder)]
         elif self.subcommand == "fit":
             trainer |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "callbacks": [DryRun()]}
-            trainer |= {"max_steps": 1, "limit_val_batches": 0}
+            trainer |= {"limit_val_batches": 0, "min_steps": None, "min_epochs": None}
         trainer["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
         return self.trainer_class(**trainer)
 
+    def _text(self) -> str:
+        """The resolved configuration, as YAML."""
+        return self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False, skip_link_targets=True)
+
     def _callbacks(self, config: Any) -> list[pl.Callback]:
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False, skip_link_targets=True)
         alone = self._alone(config) if config.baseline else None
-        return [
-            Run(self.folder, text, resume=self.resume, alone=alone, wandb=config.wandb_project if config.logger == "wandb" else None),
-            ModelCheckpoint(
-                self.folder / "checkpoints",
-                filename="last",
-                every_n_train_steps=config.save_every,
-                save_on_train_epoch_end=False,
-                enable_version_counter=False,
+        callbacks: list[pl.Callback] = [
+            Run(
+                self.folder, self._text(), resume=self.resume, alone=alone, wandb=config.wandb_project if config.logger == "wandb" else None
             ),
             Throughput(),
-            progress_callback(),
         ]
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; where Lightning itself refuses a setting, that is a mistake in the config."""
-        try:
-            super()._run_subcommand(subcommand)
-        except DistillError:
-            raise
-        except (ValueError, MisconfigurationException) as error:
-            if not _raised_by_lightning(error):
-                raise
-            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+        if config.trainer.enable_checkpointing is not False:
+            every = {"every_n_train_steps": config.save_every, "save_on_train_epoch_end": False}
+            callbacks.append(ModelCheckpoint(self.folder / "checkpoints", filename="last", enable_version_counter=False, **every))
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(progress_callback())
+        return callbacks
 
     @staticmethod
     def _alone(config: Any) -> Path:
@@ -173,65 +174,52 @@ class Command(LightningCLI):
     def before_fit(self) -> None:
         """Run what must come first: the dry run, the teacher's recipe, the baseline."""
         config = self.config_init[self.subcommand]
+        if 0 in (self.trainer.max_steps, self.trainer.max_epochs, self.trainer.limit_train_batches):
+            raise ConfigError("nothing to train: trainer.max_steps, max_epochs and limit_train_batches must not be 0")
+        recipe = self.model.teacher.recipe_needed() if self.model.teacher is not None else None
+        path = _find_recipe(recipe) if recipe else None
         if config.dry_run:
-            if self.model.teacher is not None and (recipe := self.model.teacher.recipe_needed()):
-                print(f"The teacher {self.model.teacher.name} does not exist yet; {recipe} would make it first. Checked without it:")
+            if path:
+                print(f"The teacher {self.model.teacher.name} does not exist yet; {path} would make it first. Checked without it:")
                 self.model.forget_teacher()
             return
-        self._make_teacher()
-        if config.baseline and not (self._alone(config) / "student").is_dir():
+        if path:
+            self._make_teacher(path)
+        if config.baseline:
             self._train_alone(self._alone(config))
         pl.seed_everything(config.seed_everything, workers=True, verbose=False)
 
-    def _make_teacher(self) -> None:
-        recipe = self.model.teacher.recipe_needed() if self.model.teacher is not None else None
-        if recipe is None:
-            return
-        path = find_config(recipe)
-        self._refuse_ranks(
-            f"the teacher {self.model.teacher.name} does not exist yet; make it first with `python train.py --config {recipe}`"
-        )
-        print(f"The teacher {self.model.teacher.name} does not exist yet: training it first, once, with {path}", flush=True)
-        run(["fit", "--config", path, *_resume_or_start(path)])
-        if self.model.teacher.recipe_needed():
-            raise ConfigError(
-                f"the recipe {path} ran, but left no folder {self.model.teacher.name}; its `name` must match model.teacher.model"
-            )
+    def _make_teacher(self, recipe: str) -> None:
+        teacher = self.model.teacher
+        self._refuse_ranks(f"the teacher {teacher.name} does not exist yet; make it first with `python train.py --config {recipe}`")
+        folder = folders.of_recipe(recipe)
+        with folders.locked(folder):  # two runs that start together make one teacher
+            if teacher.recipe_needed():
+                print(f"The teacher {teacher.name} does not exist yet: training it first, once, with {recipe}", flush=True)
+                run(["fit", "--config", recipe, *folders.resume_or_start(folder)])
+        if teacher.recipe_needed():
+            raise ConfigError(f"the recipe {recipe} ran, but left no folder {teacher.name}; its `name` must match model.teacher.model")
 
     def _train_alone(self, folder: Path) -> None:
+        if (folder / "student").is_dir():
+            folders.check_same(folder, self._text())
+            return
         self._refuse_ranks("baseline: true runs in one process; run it first, on one device, with --alone true")
         print(f"Baseline: the same student alone, same initialisation, data order and steps, in {folder}", flush=True)
-        run([*sys.argv[1:], "--alone=true", "--baseline=false", "--logger=jsonl", "--ckpt_path=null", f"--name={folder.name}"])
+        overrides = ["--alone=true", "--baseline=false", "--logger=jsonl", f"--name={folder.name}"]
+        run([*sys.argv[1:], *overrides, *(folders.resume_or_start(folder) or ["--ckpt_path=null"])])
 
     def _refuse_ranks(self, message: str) -> None:
         if self.trainer.world_size > 1:
             raise ConfigError(message)
 
 
-def default_name(config: Any) -> str:
-    """Name a run after its config and the time; the same on every rank, and after a requeue, where a launcher gives an id."""
-    stem = Path(str(config.config[0])).stem if config.get("config") else "run"
-    launched = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
-    if launched in (None, "none"):
-        launched = os.environ.setdefault("DISTILL_STARTED", time.strftime("%Y%m%d-%H%M%S"))
-    return f"{stem}-{launched}"
-
-
-def _resume_or_start(path: str) -> list[str]:
-    """Go on with a recipe that was interrupted; one that never saved a checkpoint is moved aside."""
-    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    folder = Path(config.get("runs", "runs")) / str(config.get("name"))
-    if (folder / "checkpoints" / "last.ckpt").is_file():
-        return ["--ckpt_path", "last"]
-    if folder.exists():
-        folder.rename(folder.with_name(f"{folder.name}.interrupted-{time.strftime('%Y%m%d-%H%M%S')}"))
-    return []
-
-
-def _raised_by_lightning(error: Exception) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(f"/{package}/" in frames[-1].filename for package in ("pytorch_lightning", "lightning_fabric"))
+def _find_recipe(name: str) -> str:
+    try:
+        return find_config(name)
+    except FileNotFoundError as error:
+        raise ConfigError(f"model.teacher.recipe: {error}") from None
 
 
 def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return value if isinstance(value, list) else [] if value is None or isinstance(value, bool) else [value]

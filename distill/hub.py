@@ -10,6 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import constants
 from safetensors import SafetensorError
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from distill.types import ConfigError
@@ -25,7 +26,7 @@ def load(auto_class: Any, name: str, key: str, **kwargs: Any) -> Any:
         **kwargs: passed on to `from_pretrained`.
 
     Raises:
-        ConfigError: the folder is missing or incomplete, or the hub cannot be reached or refuses.
+        ConfigError: the folder is missing or incomplete, the hub cannot be reached or refuses, or a package is not installed.
     """
     if looks_local(name) and not Path(name).is_dir():
         raise ConfigError(
@@ -37,7 +38,7 @@ def load(auto_class: Any, name: str, key: str, **kwargs: Any) -> Any:
         constants.HF_HUB_OFFLINE = True  # what is in the cache still works, and nothing else takes minutes to say so
     try:
         return auto_class.from_pretrained(name, **kwargs)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{key}: cannot load '{name}': {_reason(name, error)}") from error
 
 
@@ -60,6 +61,8 @@ def reachable(timeout_s: float = 5.0) -> bool:
 
 
 def _reason(name: str, error: BaseException) -> str:
+    if isinstance(error, ImportError):
+        return f"a package that it needs is not there; install it, or change the option that asks for it: {_first_line(error)}"
     text = " ".join(str(e) for e in (error, error.__cause__, error.__context__) if e is not None).lower()
     if Path(name).is_dir():
         return f"the folder is there, but not readable as a model: {_first_line(error)}"
@@ -74,6 +77,28 @@ def _reason(name: str, error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def check_tokenizer(name: str, key: str, revision: str | None, tokenizer: Any) -> None:
+    """Make sure that the tokenizer in a model's folder gives every token the id that the data's gives it.
+
+    Args:
+        name: the model's folder or hub id.
+        key: the key of the configuration that holds `name`, e.g. `model.teacher.model`.
+        revision: of the hub id.
+        tokenizer: the data's.
+
+    Raises:
+        ConfigError: there is none, or they differ (see `same_tokens`).
+    """
+    place = str(Path(name).resolve()) if Path(name).is_dir() else name  # another working directory is another folder
+    same_tokens(_vocabulary(place, key, revision), tokenizer.get_vocab(), key.rpartition(".")[0], "data.tokenizer")
+
+
+@functools.lru_cache(maxsize=2)  # a teacher's and a student's
+def _vocabulary(name: str, key: str, revision: str | None) -> dict[str, int]:
+    vocabulary: dict[str, int] = load(AutoTokenizer, name, key, revision=revision).get_vocab()
+    return vocabulary
 
 
 def same_tokens(theirs: dict[str, int], ours: dict[str, int], who: str, other: str) -> None:

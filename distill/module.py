@@ -1,10 +1,13 @@
 """The LightningModule that pairs a frozen teacher with a student."""
 
 import os
+import random
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ from distill.losses.hard import CrossEntropy
 from distill.losses.measure import measure
 from distill.optim import AdamW, Optimizer
 from distill.students.base import Student
-from distill.tasks import Task
+from distill.tasks import Task, check_length, check_packing
 from distill.teachers.base import Teacher
 from distill.types import Batch, ConfigError, Outputs, TrainingError
 
@@ -49,6 +52,8 @@ class DistillModule(pl.LightningModule):
         chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if chunk is not None and chunk < 1:
+            raise ConfigError(f"model.chunk must be at least 1, got {chunk}; leave it out to have it chosen")
         self.recipe_of_student, self.teacher, self.chunk = student, teacher, chunk
         self.losses = nn.ModuleDict(losses)
         self.balancer, self.optimizer = balancer or FixedWeights(), optimizer or AdamW()
@@ -92,19 +97,32 @@ class DistillModule(pl.LightningModule):
         if self.student is None:
             with isolate_rng():
                 torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-                self.student = self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, self._student_dtype())
+                self.student = self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, self._dtypes()[1])
 
-    def _student_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.trainer.precision == "bf16-true" else torch.float32
+    def _check_rows(self, model: nn.Module, who: str) -> None:
+        check_length(model, self.data.max_length, who)
+        if self.data.pack:
+            check_packing(self.task, model, who)
+
+    def _dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """What forward passes compute in, and what the student's weights are."""
+        kind, _, mode = str(self.trainer.precision).partition("-")
+        compute = {"bf16": torch.bfloat16, "16": torch.float16}.get(kind, torch.float32)
+        return compute, compute if mode == "true" else torch.float32
 
     def _ready_teacher(self) -> None:
         if self.teacher is not None:
-            half = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "16-true": torch.float16}
-            self.teacher.setup(self.task, self.device, half.get(str(self.trainer.precision), torch.float32))
+            self.teacher.setup(self.task, self.device, self._dtypes()[0])
             self.teacher.check(self.data.tokenizer, self.expected)
+            for model in self.teacher.models():
+                self._check_rows(model, "model.teacher")
 
     def on_fit_start(self) -> None:
-        """Ready the teacher once devices are known."""
+        """Ready the teacher once devices are known; refuse rows that the student mixes up, and a window that the loader does not count."""
+        assert self.student is not None, "configure_model comes first"
+        self._check_rows(self.student, "model.student")
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise ConfigError("GradientAccumulationScheduler changes the global batch in mid-training; use trainer.accumulate_grad_batches")
         self._ready_teacher()
 
     def on_train_start(self) -> None:
@@ -142,7 +160,7 @@ class DistillModule(pl.LightningModule):
         token = {name: loss for name, loss in self.terms.items() if isinstance(loss, TokenLoss)}
         total, sums = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
         for name, loss in self.terms.items():
-            if isinstance(loss, Loss) and teacher is not None:
+            if isinstance(loss, Loss):
                 value = loss(student, teacher, batch)
                 total = total + weights[name] * value
                 sums[name] = value.detach()
@@ -151,25 +169,45 @@ class DistillModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Evaluate the objective; Lightning divides by the accumulation and DDP by the ranks, so both are multiplied back in."""
         for loss in self.terms.values():
-            loss.at(self.global_step, int(self.trainer.estimated_stepping_batches))
+            loss.at(self.global_step, self._total_steps())
+        self._seed()
         total, sums = self.objective(batch)
         count = self.trainer.strategy.reduce(batch["num_valid"].clone(), reduce_op="sum").clamp(min=1)
         self._window.add(total.detach(), sums, batch, count)
         return total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / count)
 
+    def _seed(self) -> None:
+        # Dropout as a function of (seed, step, micro-batch, rank): a resumed run draws what an uninterrupted one would, without any state
+        place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step, len(self._window.parts), self.global_rank)
+        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if not 0 < total < float("inf"):
+            raise ConfigError(
+                "nothing bounds the number of steps, which schedules need; set trainer.max_steps or trainer.max_epochs above 0"
+            )
+        return int(total)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the means over the global batch, and stop all ranks alike where one is not finite, before the weights are touched."""
-        names = ["loss", *self.terms]
-        sums = self.trainer.strategy.reduce(self._window.sums(), reduce_op="sum")
-        means = dict(zip(names, (sums / self._window.count).tolist(), strict=True))
+        sums = self.trainer.strategy.reduce(self._window.sums(), reduce_op="sum") / self._window.count
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).to(sums)  # 0 where a strategy keeps the gradients to itself
+        means = dict(zip(["loss", *self.terms, "grad_norm"], torch.cat([sums, norm[None]]).tolist(), strict=True))
         ids = self._window.ids
         self._window = _Window()
-        if bad := [f"{name} is {value}" for name, value in means.items() if not abs(value) < float("inf")]:
+        scaled = str(self.trainer.precision) == "16-mixed"  # a GradScaler skips such a step by itself, and tries a lower scale
+        if bad := [f"{k} is {v}" for k, v in means.items() if not abs(v) < float("inf") and not (scaled and k == "grad_norm")]:
             raise TrainingError(
                 f"step {self.global_step}: {', '.join(bad)}; the weights are as the step before left them. Training rows of this batch on "
                 f"this rank: {[i for part in ids for i in part.tolist()]}. Try a lower model.optimizer.lr, trainer.gradient_clip_val=1, or "
                 "trainer.precision=32-true"
             )
+        self.log("train/grad_norm", means.pop("grad_norm"))
         self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
         knobs = {f"train/{n}_{k}": v for n, loss in self.terms.items() for k, v in loss.scheduled().items()}
         self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **knobs})
@@ -195,7 +233,7 @@ class DistillModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimise the student, and the losses' own parameters where they have any."""
-        return self.optimizer.build(self.named_parameters(), int(self.trainer.estimated_stepping_batches))
+        return self.optimizer.build(self.named_parameters(), self._total_steps())
 
 
 class _Window:

@@ -50,7 +50,7 @@ class AdamW(Optimizer):
             ("betas", betas, all(0 <= beta < 1 for beta in betas)),
             ("weight_decay", weight_decay, weight_decay >= 0),
             ("warmup", warmup, warmup >= 0),
-            ("min_lr_ratio", min_lr_ratio, 0 <= min_lr_ratio <= 1),
+            ("min_lr_ratio", min_lr_ratio, 0 <= min_lr_ratio < 1),
         ):
             if not fine:
                 raise ConfigError(f"optimizer: {name} is out of range, got {value}")

@@ -1,6 +1,7 @@
 """The command, as a person meets it: what a run leaves behind, what goes on, and what a mistake is answered with."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill.cli import main
+from distill.report import run
 from tests import pair
 
 MINE = '''
@@ -200,7 +202,87 @@ def test_seed_changes_initialisation_and_order(here: Path) -> None:
     assert yaml.safe_load((here / "runs/c/config.yaml").read_text())["seed_everything"] == 2
 
 
+def test_a_finished_run_cannot_be_written_over_from_another_ones_checkpoint(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--name", "victim", "--trainer.max_steps=2") == 0
+    assert fit("--name", "other", "--trainer.max_steps=2") == 0
+    before = (here / "runs/victim/report.json").read_text()
+    checkpoint = "--ckpt_path=runs/other/checkpoints/last.ckpt"
+    assert fit("--name", "victim", checkpoint, "--trainer.max_steps=4") == 2
+    assert "the run folder runs/victim exists" in capsys.readouterr().err
+    assert (here / "runs/victim/report.json").read_text() == before
+    assert fit("--name", "third", checkpoint, "--trainer.max_steps=4") == 0, "a new run may begin from any checkpoint"
+
+
+def test_a_baseline_of_another_configuration_is_refused_and_an_interrupted_one_made_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "runs" / "a-alone").mkdir(parents=True)  # of a baseline that was killed before its first checkpoint
+    assert fit("--name", "a", "--baseline=true") == 0
+    shutil.rmtree(here / "runs" / "a")
+    assert fit("--name", "a", "--baseline=true") == 0, "a finished baseline of the same configuration is used again"
+    shutil.rmtree(here / "runs" / "a")
+    assert fit("--name", "a", "--baseline=true", "--trainer.max_steps=9") == 2
+    assert "runs/a-alone is the baseline of another configuration (`trainer` differs)" in capsys.readouterr().err
+
+
+def test_validating_a_run_without_its_checkpoint_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--name", "a", "--trainer.max_steps=2") == 0
+    assert main(["validate", "--config", "runs/a/config.yaml"]) == 2
+    assert "runs/a has a trained student; say --ckpt_path last to validate it" in capsys.readouterr().err
+
+
+def test_the_dry_run_is_of_the_run_as_configured(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--dry-run", "--trainer.accumulate_grad_batches=2", "--model.optimizer.warmup=3", "--trainer.min_steps=5"]
+    assert fit(*args) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("One real forward and backward: fine") == 1
+    assert any(line.split() == ["steps", "6"] for line in printed.splitlines())
+
+
+def test_lightnings_own_switches_work(here: Path) -> None:
+    assert fit("--name", "a", "--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false", "--trainer.logger=true") == 0
+    assert (here / "runs/a/student/model.safetensors").is_file()
+
+
+def test_a_crash_while_measuring_leaves_the_student(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = run.evaluate
+
+    def second_fails(*args: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        return real(*args)
+
+    monkeypatch.setattr(run, "evaluate", second_fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        fit("--name", "a")
+    AutoModelForCausalLM.from_pretrained(here / "runs/a/student")
+
+
+def test_a_crash_in_the_first_forward_leaves_no_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> dict[str, float]:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(run, "evaluate", fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        fit("--name", "a")
+    assert not (here / "runs" / "a").exists()
+
+
+def test_a_mistake_in_a_file_of_ones_own_names_file_and_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "broken_losses.py").write_text("x = (\n")
+    assert fit("--name", "a", "--model.losses.mine", "broken_losses.X") == 2
+    assert "broken_losses.py" in capsys.readouterr().err
+
+
 BAD = [
+    (["--trainer.max_steps=0"], "nothing to train: trainer.max_steps"),
+    (["--trainer.max_steps=-1", "--trainer.max_time=00:00:00:02"], "set trainer.max_steps or trainer.max_epochs above 0"),
+    (["--seed_everything=-1"], "-1"),
+    (["--model.chunk=-1"], "model.chunk must be at least 1, got -1"),
+    (["--model.teacher.model=runs/x/student", "--model.teacher.recipe=kd_lama.yaml"], "Did you mean 'kd_llama.yaml'?"),
+    (["--trainer.callbacks=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 1, 1: 2}"], "use trainer.accumulate_grad"),
     (["--trainer.max_stps=3"], "does not accept option 'trainer.max_stps'. Did you mean 'trainer.max_steps'?"),
     (["--data.train_data=promts.jsonl"], "promts.jsonl"),
     (["--data.prompt=promt"], "promt"),
@@ -228,7 +310,7 @@ def test_a_mistake_is_one_line_exit_2_and_nothing_left(here: Path, capsys: pytes
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
     if "lr=1e30" not in args[0]:
-        assert not (here / "runs").exists()
+        assert not (here / "runs" / "a").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import is_flash_attn_2_available
 
 from distill import hub
 from distill.types import ConfigError
-from tests.models import causal_lm, save
+from tests.models import causal_lm, save, tokenizer
 
 
 def test_a_folder_is_loaded(tmp_path: Path) -> None:
@@ -130,6 +131,33 @@ def test_differing_tokenizers_are_shown() -> None:
         "model.teacher and data.tokenizer have different tokenizers (3 / 2 tokens, 2 with another id, e.g. 'b': 1 / 2, 'c': 2 / none); "
         "their logits cannot be compared: take models of one family, or set the tokenizer to the model's"
     )
+
+
+def test_check_tokenizer_compares_and_reads_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer().save_pretrained(tmp_path)
+    reads = []
+    load = hub.load
+    monkeypatch.setattr(hub, "load", lambda *args, **kwargs: reads.append(args[1]) or load(*args, **kwargs))
+    for _ in range(2):
+        hub.check_tokenizer(str(tmp_path), "model.teacher.model", None, tokenizer())
+    with pytest.raises(ConfigError, match=r"^model\.teacher and data\.tokenizer have different tokenizers \(40 / 40 tokens, 74 with"):
+        hub.check_tokenizer(str(tmp_path), "model.teacher.model", None, tokenizer(first="x"))
+    assert reads == [str(tmp_path)]
+
+
+def test_a_folder_of_the_same_name_elsewhere_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, first in (("a", "w"), ("b", "x")):
+        tokenizer(first=first).save_pretrained(tmp_path / place / "teacher")
+        monkeypatch.chdir(tmp_path / place)
+        hub.check_tokenizer("teacher", "model.teacher.model", None, tokenizer(first=first))
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="flash_attn is installed, so that nothing is missing")
+def test_a_package_that_is_not_installed(tmp_path: Path) -> None:
+    folder = save(causal_lm(), tmp_path)
+    with pytest.raises(ConfigError, match=r"a package that it needs is not there; install it, or .*FlashAttention2") as caught:
+        hub.load(AutoModelForCausalLM, folder, "model.student.model", attn_implementation="flash_attention_2")
+    assert "\n" not in str(caught.value)
 
 
 def test_describe_counts() -> None:

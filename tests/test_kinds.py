@@ -61,14 +61,27 @@ def test_a_teacher_of_other_labels_is_refused(here: Path, capsys: pytest.Capture
     assert "model.teacher has 2 labels, but the data have 3" in capsys.readouterr().err
 
 
-def test_lora_trains_little_and_saves_an_adapter_that_loads(here: Path) -> None:
+def test_lora_trains_little_and_saves_a_merged_model_that_loads(here: Path) -> None:
     args = ["--model.student=LoRA", "--model.student.base=Pretrained", "--model.student.base.model=teacher", "--model.student.r=2"]
     assert fit("--name", "a", *args) == 0
     models = json.loads((here / "runs/a/report.json").read_text())["models"]
     assert models["student before"]["kl"] == pytest.approx(0.0, abs=1e-6), "a fresh adapter changes nothing, and the base is the teacher"
     assert models["student before"]["trainable"] < 0.3 * models["student before"]["parameters"]
-    assert (here / "runs/a/student/adapter_config.json").is_file()
+    assert not (here / "runs/a/student/adapter_config.json").exists()
     AutoModelForCausalLM.from_pretrained(here / "runs/a/student")
+
+
+def test_rows_longer_than_the_model_has_positions_for_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--name", "a", "--model.student.config.max_position_embeddings=16") == 2
+    assert "model.student has positions for 16 tokens, but data.max_length is 32" in capsys.readouterr().err
+
+
+def test_an_architecture_that_mixes_packed_documents_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    student = json.dumps({"class_path": "FromConfig", "init_args": {"config": sizes | {"word_embed_proj_dim": 16}}})
+    assert fit("--name", "a", f"--model.student={student}", "--data.pack=true") == 2
+    assert "model.student: documents packed into one window would see each other" in capsys.readouterr().err
+    assert fit("--name", "a", f"--model.student={student}") == 0
 
 
 def test_bf16_gradient_checkpointing_and_accumulation(here: Path) -> None:

@@ -16,6 +16,7 @@ from distill.losses.base import Loss, TokenLoss
 from distill.losses.divergence import ForwardKL
 from distill.losses.hard import CrossEntropy
 from distill.schedule import Linear
+from distill.students.load import FromConfig
 from distill.types import Batch, ConfigError, Outputs, TrainingError
 from tests import pair
 
@@ -154,6 +155,49 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_and_names_term_and_r
     assert after == [weights_hash(module.student)]
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights(tmp_path: Path) -> None:
+    class Flat(TokenLoss):
+        """Its value is 0, its gradient 0 · ∞."""
+
+        def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+            return student_logp_NV.mul(0).sum(-1).abs().sqrt()
+
+    module = pair.module(tmp_path, losses={"ce": CrossEntropy(), "flat": Flat()}, balancer=None)
+    initial: list[str] = []
+
+    class Keep(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            initial.append(weights_hash(pl_module.student))
+
+    with pytest.raises(TrainingError, match="step 0: grad_norm is nan"):
+        fit(tmp_path, module, callbacks=[Keep()])
+    assert initial == [weights_hash(module.student)]
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x.sum(-1).mean(), lambda x: x, lambda x: x.sum(-1, keepdim=True)])
+def test_a_loss_that_is_not_one_value_per_position_is_refused(tmp_path: Path, wrong: Any) -> None:
+    class Wrong(TokenLoss):
+        def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+            return wrong(student_logp_NV)
+
+    with pytest.raises(ConfigError, match=r"model.losses.wrong gives shape .* it must give one value per position"):
+        fit(tmp_path, pair.module(tmp_path, losses={"wrong": Wrong()}, balancer=None))
+
+
+def test_a_term_without_a_teacher_may_use_taps(tmp_path: Path) -> None:
+    class Small(Loss):
+        needs_teacher = False
+        student_taps = ("model.layers.0",)
+
+        def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+            assert teacher is None
+            return student.taps["model.layers.0"][batch["labels"] != -100].pow(2).mean(-1).sum()
+
+    module = pair.module(tmp_path, teacher=None, losses={"ce": CrossEntropy(), "small": Small()}, balancer=None)
+    _, seen = fit(tmp_path, module, max_steps=1)
+    assert len(seen.steps) == 1
+
+
 def test_a_term_on_taps_joins_the_objective(tmp_path: Path) -> None:
     class Last(Loss):
         student_taps = ("model.layers.0",)
@@ -211,15 +255,18 @@ def test_forgetting_the_teacher_leaves_the_same_student(tmp_path: Path) -> None:
     assert weights_hash(with_teacher.student) != weights_hash(alone.student)
 
 
-def test_resume_in_mid_epoch_is_exact_to_the_bit(tmp_path: Path) -> None:
-    whole, _ = fit(tmp_path, max_steps=9)
-    half = pair.module(tmp_path)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_resume_in_mid_epoch_is_exact_to_the_bit(tmp_path: Path, dropout: float) -> None:
+    student = FromConfig(pair.STUDENT | {"attention_dropout": dropout})
+    whole, _ = fit(tmp_path, pair.module(tmp_path, student=student), max_steps=9)
+    half = pair.module(tmp_path, student=student)
     pl.seed_everything(0, verbose=False)
     trainer = pair.trainer(max_steps=9, enable_checkpointing=True, default_root_dir=tmp_path, callbacks=[_Stop(5)])
     trainer.fit(half, pair.data(tmp_path, batch_size=8))
     assert trainer.global_step == 5
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = pair.module(tmp_path)
+    resumed = pair.module(tmp_path, student=student)
+    torch.rand(7)  # a new process has another random state
     pair.trainer(max_steps=9).fit(resumed, pair.data(tmp_path, batch_size=8), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
     assert weights_hash(resumed.student) == weights_hash(whole.student)
 

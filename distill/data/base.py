@@ -34,8 +34,9 @@ class DistillData(pl.LightningDataModule, ABC):
 
     Attributes:
         tokenizer: of transformers, after `setup`.
-        num_classes: tokens of the vocabulary, or labels.
+        num_classes: `num_tokens`, or labels.
         max_length: positions that a row has at most.
+        pack: whether a row holds several documents, which must not see each other.
         train_set: token rows; `labels[t]` is the class that position t predicts, or −100.
         val_set: the same, or None where there is no validation.
         test_set: the same, or None.
@@ -49,6 +50,7 @@ class DistillData(pl.LightningDataModule, ABC):
     tokenizer: PreTrainedTokenizerBase
     num_classes: int
     max_length: int
+    pack: bool = False
     train_set: datasets.Dataset
     val_set: datasets.Dataset | None
     test_set: datasets.Dataset | None
@@ -80,16 +82,39 @@ class DistillData(pl.LightningDataModule, ABC):
     def example(self) -> list[tuple[str, bool]]:
         """Decode the first training row token by token, each with whether it is trained on."""
 
+    @property
+    def pad_id(self) -> int:
+        """The padding token; a tokenizer without one pads with its eos, which no label and no valid position ever sees."""
+        return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+    @property
+    def num_tokens(self) -> int:
+        """The highest token id and one; `len(tokenizer)` is smaller where the ids have a gap."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    def prepare_data(self) -> None:
+        """Read on one process per machine, before `setup` on all, so that the others find the cache."""
+        self.setup()
+
     def setup(self, stage: str | None = None) -> None:
         """Read the data, the first time; start a new fit at the first epoch.
 
+        Args:
+            stage: Lightning's; None to read only.
+
         Raises:
-            DataError: a file, row or column is not what the configuration says.
+            DataError: a file, row or column is not what the configuration says, or there are no rows for the stage.
         """
         if stage == "fit":
             self._loader, self._position = None, {}
-        if self._ready:
-            return
+        if not self._ready:
+            self._read()
+        if stage == "validate" and self.val_set is None:
+            raise DataError("no validation data; set data.val_data, or data.val_fraction above 0")
+        if stage == "test" and self.test_set is None:
+            raise DataError("no test data; set data.test_data")
+
+    def _read(self) -> None:
         splits = self.read()
         for name, rows in splits._asdict().items():
             if rows is not None and len(rows) == 0:

@@ -29,7 +29,8 @@ class ClassificationData(DistillData):
         test_data: the same for the test, or None.
         text: the column of the text.
         label: the column of the label, text or a whole number.
-        labels: the classes in order; None for those of the training data, sorted (as numbers, where all are numbers).
+        labels: the classes in order; None for those of the training data, sorted (as numbers, where all are numbers). A label of the
+            data is one of these names or, where no name is a number, its index in this list.
         header: names of the columns of a CSV or TSV file that has no header row.
         max_length: tokens of a text that are kept.
         revision: of data and tokenizer on the hub; None for the newest.
@@ -59,11 +60,6 @@ class ClassificationData(DistillData):
         self.train_data, self.val_data, self.test_data, self.val_fraction = train_data, val_data, test_data, val_fraction
         self.tokenizer_name, self.revision, self.max_length = tokenizer, revision, max_length
         self.text, self.label, self.labels, self.header = text, label, labels, header
-
-    @property
-    def pad_id(self) -> int:
-        """The padding token, or the eos of a tokenizer that has none."""
-        return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     def read(self) -> Splits:
         """Load the tokenizer, read the files, find the classes, encode.
@@ -98,7 +94,7 @@ class ClassificationData(DistillData):
             "num_labels": self.num_classes,
             "id2label": dict(enumerate(self.classes)),
             "label2id": {name: i for i, name in enumerate(self.classes)},
-            "vocab_size": len(self.tokenizer),
+            "vocab_size": self.num_tokens,
             "pad_token_id": self.pad_id,
         }
 
@@ -113,14 +109,27 @@ class ClassificationData(DistillData):
         files.need_text(rows, source, self.text)
         feature = rows.features[self.label]
         values = rows.with_format(None)[self.label]
+        # the hub's class labels are numbers with names
+        known = feature.names if isinstance(feature, datasets.ClassLabel) else None
         for number, value in enumerate(values, start=1):
             if not isinstance(value, str | int):
                 raise DataError(
                     f"'{source}' row {number}: '{self.label}' must be text or a whole number, but is {type(value).__name__} ({value!r:.60})"
                 )
-        # the hub's class labels are numbers with names
-        names = [feature.int2str(value) if isinstance(feature, datasets.ClassLabel) else str(value) for value in values]
-        return rows.remove_columns(self.label).add_column(self.label, names)
+            if known is not None and value not in range(len(known)):
+                raise DataError(
+                    f"'{source}' row {number}: '{self.label}' is {value}, but must be from 0 to {len(known) - 1}; "
+                    "-1 stands for a hidden label, so take a split that has its labels"
+                )
+        names = [str(value) if known is None else known[value] for value in values]
+        return rows.remove_columns(self.label).add_column(self.label, self._named(names))
+
+    def _named(self, labels: list[str]) -> list[str]:
+        # where a name is itself a number, a number cannot be told from an index
+        if not self.labels or any(_is_number(name) for name in self.labels):
+            return labels
+        by_index = {str(i): name for i, name in enumerate(self.labels)}
+        return [by_index.get(label, label) for label in labels]
 
     def _read_checked(self, source: str, key: str) -> datasets.Dataset:
         rows = self._read_columns(source, key)
@@ -153,7 +162,11 @@ def _has_tokens(ids: Sequence[int]) -> bool:
 
 def _classes(labels: Sequence[str]) -> list[str]:
     distinct = Counter(labels)
-    return sorted(distinct, key=int) if all(name.lstrip("-").isdecimal() for name in distinct) else sorted(distinct)
+    return sorted(distinct, key=int) if all(map(_is_number, distinct)) else sorted(distinct)
+
+
+def _is_number(label: str) -> bool:
+    return label.removeprefix("-").isdecimal()
 
 
 @dataclass(frozen=True)

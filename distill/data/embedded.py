@@ -64,7 +64,7 @@ class StdlibText(LanguageData):
         folder = cache_folder() / f"stdlib-{digest.of(contents, self.vocab_size, Path(__file__).read_bytes())}"
         create(folder, functools.partial(_save_tokenizer, train, self.vocab_size))
         self.tokenizer = hub.load(AutoTokenizer, str(folder), "data.tokenizer")
-        self.num_classes = len(self.tokenizer)
+        self.num_classes = self.num_tokens
         rows = [
             self.token_rows(functools.partial(_documents, self.tokenizer, texts), digest.of(folder.name, *texts), cache_dir=folder / "rows")
             for texts in (train, held)

@@ -1,5 +1,6 @@
 """Rows from local files or the hub, with every mistake said in a sentence."""
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,9 @@ def _read_file(path: Path, key: str, names: Sequence[str] | None) -> datasets.Da
     if path.is_dir() or path.suffix not in READERS:
         kind = "a folder" if path.is_dir() else f"of an unknown kind '{path.suffix}'"
         raise DataError(f"{key}: '{path}' is {kind}; give a file that ends in {', '.join(READERS)}")
-    if path.stat().st_size == 0:
+    with path.open("rb") as file:
+        empty = file.read(4) in (b"", codecs.BOM_UTF8)
+    if empty:
         raise DataError(f"{key}: '{path}' is an empty file")
     try:
         with progress(path.stat().st_size > SLOW):

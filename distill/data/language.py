@@ -47,11 +47,6 @@ class LanguageData(DistillData, ABC):
             raise ConfigError(f"data.max_length must be at least 2 (a token, and one to predict), got {max_length}")
         self.max_length, self.pack = max_length, pack
 
-    @property
-    def pad_id(self) -> int:
-        """The padding token; a tokenizer without one pads with its eos, which no label and no valid position ever sees."""
-        return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-
     def collator(self) -> Collate:
         """Stack packed rows, pad others."""
         return packing.stack if self.pack else functools.partial(packing.pad, pad_id=self.pad_id)
@@ -59,7 +54,7 @@ class LanguageData(DistillData, ABC):
     def model_config(self) -> dict[str, Any]:
         """Give the vocabulary's size and the special tokens."""
         return {
-            "vocab_size": len(self.tokenizer),
+            "vocab_size": self.num_tokens,
             "bos_token_id": self.tokenizer.bos_token_id,
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.pad_id,
@@ -150,7 +145,7 @@ class LanguageFiles(LanguageData, ABC):
             DataError: something is wrong with a file, or no row of it can be used.
         """
         self.tokenizer = hub.load(AutoTokenizer, self.tokenizer_name, "data.tokenizer", revision=self.revision or "main")
-        self.num_classes = len(self.tokenizer)
+        self.num_classes = self.num_tokens
         if self.tokenizer.eos_token_id is None:
             raise ConfigError(
                 f"data.tokenizer: '{self.tokenizer_name}' has no eos token, so documents have no end; set eos_token in its folder"

@@ -84,7 +84,7 @@ class Loader:
         if not self._fresh:
             self._advance(self._samples_per_epoch)
         self._fresh = False
-        batches = iter(_reader(self.rows, self.collate, self._index_lists(), self.num_workers))
+        batches = iter(_reader(_Numbered(self.rows), _Collator(self.collate), self._index_lists(), self.num_workers))
         while True:
             window = list(islice(batches, self.window))
             if not window:
@@ -140,7 +140,7 @@ class EvalLoader:
     """Validation or test batches in order: rank r takes batches r, r + world_size, …
 
     Every rank gets the same number of batches, so that collectives stay in step; a missing one is a copy of the first whose
-    labels are all −100 and whose `sample_ids` are −1. `num_valid` counts the labels of the batch itself.
+    labels are all −100.
 
     Args:
         rows: a map-style data set of token rows.
@@ -167,8 +167,7 @@ class EvalLoader:
         for i, batch in enumerate(self._reader, start=1):
             if self._blank and i == self._length:
                 batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
-                batch["sample_ids"] = torch.full_like(batch["sample_ids"], -1)
-            yield {**batch, "num_valid": (batch["labels"] != IGNORE_INDEX).sum()}
+            yield batch
 
 
 class _Numbered(Dataset):
@@ -192,11 +191,11 @@ class _Collator:
         return {**self.collate([row for _, row in numbered]), "sample_ids": torch.tensor([i for i, _ in numbered])}
 
 
-def _reader(rows: Any, collate: Collate, index_lists: list[list[int]], num_workers: int) -> DataLoader:
+def _reader(rows: Any, collate: Callable[..., dict[str, Tensor]], index_lists: list[list[int]], num_workers: int) -> DataLoader:
     return DataLoader(
-        _Numbered(rows),
+        rows,
         batch_sampler=index_lists,
-        collate_fn=_Collator(collate),
+        collate_fn=collate,
         num_workers=num_workers,
         generator=torch.Generator(),  # its own: each new iterator draws a number, and the global state must be that of an uninterrupted run
     )

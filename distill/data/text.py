@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from distill.data.language import Encoder, LanguageData, LanguageFiles, bos
+from distill.data.language import Encoder, LanguageFiles, bos
 from distill.data.packing import Document
-
-__all__ = ["LanguageData", "PromptData", "TextData", "TextEncoder"]
 
 
 class TextData(LanguageFiles):
@@ -32,7 +30,7 @@ class TextData(LanguageFiles):
 
     def encoder(self) -> Encoder:
         """Encode the text, bos (if the tokenizer adds one by itself) before and eos after."""
-        return TextEncoder(self.tokenizer, self.text)
+        return _TextEncoder(self.tokenizer, self.text)
 
 
 class PromptData(LanguageFiles):
@@ -64,15 +62,13 @@ class PromptData(LanguageFiles):
 
 
 @dataclass(frozen=True)
-class TextEncoder:
-    """Tokens of a text column, all of them trained on; an empty text is an empty document."""
-
+class _TextEncoder:
     tokenizer: PreTrainedTokenizerBase
     column: str
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> list[Document]:
-        """Encode a batch of rows."""
         before, after = bos(self.tokenizer), [self.tokenizer.eos_token_id]
+        # an empty text is an empty document, not a bare eos
         texts = [_tokens([*before, *ids, *after] if ids else []) for ids in _encode(self.tokenizer, batch[self.column])]
         return [Document(ids, np.ones(len(ids), np.bool_)) for ids in texts]
 

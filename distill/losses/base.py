@@ -96,5 +96,5 @@ class Loss(Term, ABC):
     teacher_taps: tuple[str, ...] = ()
 
     @abstractmethod
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """Give the sum over valid positions, a scalar; padding must not count."""
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Give the sum over valid positions, a scalar; padding must not count. There is a teacher unless `needs_teacher` is False."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.losses.base import TokenLoss
 from distill.losses.support import log_probs
-from distill.types import IGNORE_INDEX, Outputs
+from distill.types import IGNORE_INDEX, ConfigError, Outputs
 
 Gradients = list[Tensor | None]
 
@@ -63,7 +63,7 @@ def chunked_objective(
                 student_logp = log_probs(logits, num_classes)
             teacher_logp = _teacher_log_probs(teacher, targets, rows, num_classes)
             with torch.set_grad_enabled(with_gradient):
-                terms = [loss(student_logp, teacher_logp, labels[rows]).sum() for loss in losses.values()]
+                terms = [_evaluate(name, loss, student_logp, teacher_logp, labels[rows]).sum() for name, loss in losses.items()]
                 value = torch.stack([weights[name] * term for name, term in zip(losses, terms, strict=True)]).sum()
                 scale = HALF_SCALE if logits.dtype == torch.float16 else 1.0
                 if gradients is not None:
@@ -93,6 +93,16 @@ def chunks(n: int, size: int) -> Iterator[slice]:
 def chunk_size(num_classes: int, device: torch.device) -> int:
     """Tokens a chunk: on a CPU at least the 256 rows that its matrix products want (docs/bench.md); on a GPU 512 MiB of float32 logits."""
     return max(256, 2**22 // num_classes) if device.type == "cpu" else max(16, 2**27 // num_classes)
+
+
+def _evaluate(name: str, loss: TokenLoss, student_logp: Tensor, teacher_logp: Tensor | None, labels: Tensor) -> Tensor:
+    values = loss(student_logp, teacher_logp, labels)
+    if values.shape != labels.shape:
+        raise ConfigError(
+            f"model.losses.{name} gives shape {list(values.shape)} for {len(labels)} positions; it must give one value per position, "
+            "[N], summed over the vocabulary and not averaged over positions"
+        )
+    return values
 
 
 @torch.no_grad()

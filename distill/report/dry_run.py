@@ -28,7 +28,10 @@ class DryRun(pl.Callback):
         tables.show(tables.banner("Memory per device, estimated", {k: f"{v / MB:,.1f} MB" for k, v in memory(pl_module).items()}))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Say that the step went well."""
+        """Say that the step went well, and stop."""
+        if trainer.global_step < 1:
+            return
+        trainer.should_stop = True
         if torch.cuda.is_available():
             peak, what = torch.cuda.max_memory_allocated(), "on the device"
         else:
@@ -40,12 +43,12 @@ class DryRun(pl.Callback):
 def vocabulary(module: DistillModule) -> dict[str, str]:
     """How many tokens or labels the data have, and how many rows each head has for them."""
     rows = {"data": f"{module.data.num_classes:,} classes; tokenizer of {len(module.data.tokenizer):,} tokens"}
-    models = {"student": module.student} | ({} if module.teacher is None else {"teacher": getattr(module.teacher, "model", None)})
-    for name, model in models.items():
-        if model is not None:
-            config = unwrap(model).config.get_text_config()
-            head = config.num_labels if module.task.unit == "sample" else config.vocab_size
-            rows[name] = f"head of {head:,}; {head - module.data.num_classes:,} left out before the softmax"
+    assert module.student is not None, "configure_model comes first"
+    teachers = [] if module.teacher is None else module.teacher.models()
+    for name, model in [("student", module.student), *(("teacher", teacher) for teacher in teachers)]:
+        config = unwrap(model).config.get_text_config()
+        head = config.num_labels if module.task.unit == "sample" else config.vocab_size
+        rows[name] = f"head of {head:,}; {head - module.data.num_classes:,} left out before the softmax"
     if module.teacher is not None:
         rows["same tokens"] = "yes, teacher and data agree on every token's id"
     return rows
@@ -61,10 +64,10 @@ def marked(example: list[tuple[str, bool]], longest: int = 2000) -> str:
 def memory(module: DistillModule) -> dict[str, float]:
     """Estimate the bytes on a device, by part.
 
-    Parameters, gradients and AdamW's two moments, all of the parameters' dtype, are exact. Activations follow Korthikanti et al. 2022 (arXiv 2205.05198,
-    equation 1, without the attention scores, which fused attention does not keep): 17 values a position, width and layer; with gradient
-    checkpointing one. Logits: the four float32 `[chunk, V]` copies of each side that exist at once, and beside them what a dense loss
-    would need for the whole micro-batch.
+    Parameters, gradients and AdamW's two moments, all of the parameters' dtype, are exact. Activations follow Korthikanti et al. 2022
+    (arXiv 2205.05198, equation 1, without the attention scores, which fused attention does not keep): 17 values a position, width and
+    layer; with gradient checkpointing one. Logits: the four float32 `[chunk, V]` copies of each side that exist at once, and beside
+    them what a dense loss would need for the whole micro-batch.
     """
     assert module.student is not None, "configure_model comes first"
     student = list(module.student.parameters())

@@ -40,7 +40,7 @@ def evaluate(trainer: pl.Trainer, module: DistillModule, model: nn.Module | None
 
 def _limited(batches: Any, limit: float | int | None) -> Iterator[Any]:
     """As many batches as Lightning would take: an int counts them, a float is their share."""
-    count = limit if isinstance(limit, int) else math.ceil(len(batches) * (1.0 if limit is None else limit))
+    count = limit if isinstance(limit, int) else int(len(batches) * (1.0 if limit is None else limit))
     iterable: Iterable[Any] = batches
     return itertools.islice(iterable, count)
 

@@ -16,6 +16,7 @@ from distill.module import DistillModule
 from distill.report import tables
 from distill.report.files import write_folder, write_json
 from distill.report.quality import evaluate, retention, student_part, teacher_part
+from distill.students.lora import merged
 from distill.types import ConfigError
 
 
@@ -36,19 +37,23 @@ class Run(pl.Callback):
     def __init__(self, folder: Path, config: str, resume: bool = False, alone: Path | None = None, wandb: str | None = None) -> None:
         self.folder, self.config, self.resume, self.alone, self.wandb = folder, config, resume, alone, wandb
         self.before: dict[str, float] = {}
+        self.wandb_id: str | None = None
         self.seconds = 0.0
         self._start: float | None = None  # of the clock, while it runs
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make the folder, print the banner, measure the student before."""
+        """Print the banner, measure the student before, make the folder."""
         module = _ours(pl_module)
         if trainer.is_global_zero:
-            self._make_folder()
             tables.show(tables.banner(f"Run {self.folder}", describe(trainer, module)))
-        if self.wandb:
-            trainer.loggers = [*trainer.loggers, wandb_logger(self.wandb, self.folder.name, self.folder, yaml.safe_load(self.config))]
         if not self.before:
             self.before = evaluate(trainer, module)
+        if trainer.is_global_zero:
+            self._make_folder()
+        if self.wandb:
+            logger = wandb_logger(self.wandb, self.folder.name, self.folder, yaml.safe_load(self.config), self.wandb_id)
+            self.wandb_id = str(logger.version)
+            trainer.loggers = [*trainer.loggers, logger]
         self._start = time.perf_counter()
 
     def _make_folder(self) -> None:
@@ -59,13 +64,13 @@ class Run(pl.Callback):
         (self.folder / "config.yaml").write_text(self.config, encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the figures of the untrained student and the seconds so far, for a report after a resume."""
+        """Keep the figures of the untrained student, the seconds so far and the W&B run, for after a resume."""
         running = 0.0 if self._start is None else time.perf_counter() - self._start
-        return {"before": self.before, "seconds": self.seconds + running}
+        return {"before": self.before, "seconds": self.seconds + running, "wandb_id": self.wandb_id}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them back."""
-        self.before, self.seconds = state_dict["before"], state_dict["seconds"]
+        self.before, self.seconds, self.wandb_id = state_dict["before"], state_dict["seconds"], state_dict["wandb_id"]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -84,9 +89,10 @@ class Run(pl.Callback):
         """Measure, print, save, after every other callback has said its last."""
         module = _ours(pl_module)
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+        if trainer.is_global_zero:  # before measuring: whatever goes wrong there, the student is safe
+            write_folder(self.folder / "student", lambda path: save_student(module, path))
         models = self._measure(trainer, module) if self.before["count"] else {}
         if trainer.is_global_zero:
-            write_folder(self.folder / "student", lambda path: save_student(module, path))
             write_json(self.folder / "report.json", {"unit": module.task.unit, "steps": trainer.global_step, "models": models})
             if models:
                 tables.show(tables.results(models, module.task.unit))
@@ -140,7 +146,7 @@ def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
 def save_student(module: DistillModule, path: Path) -> None:
     """Write what plain transformers loads: safetensors, config, generation config, tokenizer."""
     assert module.student is not None, "configure_model comes first"
-    module.student.save_pretrained(path)  # type: ignore[operator]
+    merged(module.student).save_pretrained(path)
     module.data.tokenizer.save_pretrained(path)
 
 

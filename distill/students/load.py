@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from distill import hub
 from distill.lookup import did_you_mean
 from distill.students.base import Student
-from distill.tasks import SequenceClassification, Task, check_classes, check_head
+from distill.tasks import SequenceClassification, Task, check_classes, check_head, check_order, set_padding
 from distill.types import ConfigError
 
 
@@ -36,23 +36,15 @@ class Pretrained(Student):
         if self.attn_implementation:
             kwargs["attn_implementation"] = self.attn_implementation
         if isinstance(task, SequenceClassification):
-            self._check_order(expected)
+            config = hub.load(AutoConfig, self.name, "model.student.model", revision=self.revision)
+            check_order(config, expected, "model.student", only_same_names=True)
             labels = {k: expected[k] for k in ("num_labels", "id2label", "label2id")}
             kwargs |= {**labels, "ignore_mismatched_sizes": True}
-        theirs = hub.load(AutoTokenizer, self.name, "model.student.model", revision=self.revision)
-        hub.same_tokens(theirs.get_vocab(), tokenizer.get_vocab(), "model.student", "data.tokenizer")
+        hub.check_tokenizer(self.name, "model.student.model", self.revision, tokenizer)
         model = task.load(self.name, "model.student.model", **kwargs)
         check_classes(model, expected, "model.student")
+        set_padding(model, expected)
         return _ready(task, model, self.gradient_checkpointing)
-
-    def _check_order(self, expected: dict[str, Any]) -> None:
-        config = hub.load(AutoConfig, self.name, "model.student.model", revision=self.revision)
-        if set(config.label2id) == set(expected["label2id"]) and config.label2id != expected["label2id"]:
-            first = next(i for i, label in sorted(config.id2label.items()) if expected["label2id"][label] != i)
-            raise ConfigError(
-                f"model.student calls class {first} '{config.id2label[first]}', but the data call it '{expected['id2label'][first]}'; "
-                "set data.labels to the model's order"
-            )
 
 
 class FromConfig(Student):
@@ -104,7 +96,14 @@ def _for_model(model_type: str | None, keys: dict[str, Any]) -> Any:
 
 
 def _ready(task: Task, model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
-    check_head(task, model, "model.student")
+    if _runs_here(model):
+        check_head(task, model, "model.student")
     if gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def _runs_here(model: PreTrainedModel) -> bool:
+    """Whether a forward pass is possible before the trainer has moved the model: flash kernels want a GPU and half precision."""
+    flash = "flash" in (model.config._attn_implementation or "")
+    return not flash or (model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16))

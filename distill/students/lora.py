@@ -1,12 +1,15 @@
 """LoRA students: low-rank updates of a frozen base (Hu et al. 2021, arXiv 2106.09685), through peft."""
 
+import copy
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from distill.students.base import Student
+from distill.students.load import FromConfig
 from distill.tasks import SequenceClassification, Task
 from distill.types import ConfigError
 
@@ -15,14 +18,14 @@ class LoRA(Student):
     """Train `W + (alpha / r) B A` with W frozen, A `[r, in]` and B `[out, r]`.
 
     Args:
-        base: the student to wrap.
+        base: the student to wrap, one with weights.
         r: the rank.
         alpha: the scale, divided by r.
         dropout: on the input of A.
         target_modules: names of the linears to update, or `all-linear` (all but the head).
 
     Raises:
-        ConfigError: the rank is below 1, or (when it is built) the model has no such modules.
+        ConfigError: the rank is below 1, the base is new, or (when it is built) the model has no such modules.
     """
 
     def __init__(
@@ -30,6 +33,8 @@ class LoRA(Student):
     ) -> None:
         if r < 1:
             raise ConfigError(f"model.student.r must be at least 1, got {r}; it is the rank of the update")
+        if isinstance(base, FromConfig):
+            raise ConfigError("model.student.base is FromConfig, but LoRA trains an update of a base with weights; take Pretrained")
         self.base, self.r, self.alpha, self.dropout, self.target_modules = base, r, alpha, dropout, target_modules
         self.name = f"{base.name} + LoRA r={r}"
 
@@ -42,3 +47,11 @@ class LoRA(Student):
             return get_peft_model(model, config)
         except ValueError as error:
             raise ConfigError(f"model.student.target_modules: {' '.join(str(error).split())}") from error
+
+
+def merged(model: nn.Module) -> PreTrainedModel:
+    """Give a model that plain transformers can load: `W + (alpha / r) B A` in place of W, in a copy; a model without LoRA as it is."""
+    if isinstance(model, PeftModel):
+        model = copy.deepcopy(model).merge_and_unload()
+    assert isinstance(model, PreTrainedModel)
+    return model

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from distill.tasks import Task
 from distill.types import Batch, Outputs
@@ -45,9 +46,15 @@ class Teacher(ABC):
     def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Outputs:
         """Give the teacher's outputs, without a graph."""
 
+    def models(self) -> list[nn.Module]:
+        """The models that it holds in memory, after `setup`; none where the target comes from elsewhere."""
+        return []
+
     def assert_frozen(self) -> None:
-        """Stop where anything has made the teacher trainable; nothing to look at where there is no model."""
-        return None
+        """Stop where anything has made the teacher trainable: a teacher that moves is silently wrong."""
+        for model in self.models():
+            assert not model.training, "the teacher is in training mode"
+            assert not any(p.requires_grad for p in model.parameters()), "the teacher has trainable parameters"
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

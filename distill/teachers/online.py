@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
 from distill import hub
-from distill.tasks import Task, check_classes, check_head
+from distill.tasks import Task, check_classes, check_head, set_padding
 from distill.teachers.base import Teacher
 from distill.types import Batch, ConfigError, Outputs
 
@@ -35,6 +36,7 @@ class OnlineTeacher(Teacher):
         self.name, self.revision, self.recipe = model, revision, recipe
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.model: PreTrainedModel | None = None
+        self.checked: tuple[Any, dict[str, Any]] | None = None  # the tokenizer and the configuration that passed
 
     def recipe_needed(self) -> str | None:
         """Give the recipe while the teacher's folder does not exist."""
@@ -43,26 +45,30 @@ class OnlineTeacher(Teacher):
     def setup(self, task: Task, device: torch.device, dtype: torch.dtype) -> None:
         """Load, freeze, move."""
         if self.model is None:
-            self.task = task
             kwargs: dict[str, Any] = {"dtype": dtype if self.dtype == "auto" else getattr(torch, self.dtype), "revision": self.revision}
             if self.attn_implementation:
                 kwargs["attn_implementation"] = self.attn_implementation
-            self.model, found = task.load(self.name, "model.teacher.model", output_loading_info=True, **kwargs)
+            model, found = task.load(self.name, "model.teacher.model", output_loading_info=True, **kwargs)
             if missing := sorted(found["missing_keys"]):
                 raise ConfigError(
                     f"model.teacher.model: '{self.name}' has no weights for {', '.join(missing[:3])}, so its head would be random; "
                     "take a model that was trained for this task"
                 )
-            self.model.requires_grad_(False).eval()
-            check_head(task, self.model, "model.teacher")
-        self.model.to(device)
+            model.requires_grad_(False).eval().to(device)
+            check_head(task, model, "model.teacher")  # on the device: there are kernels that run nowhere else
+            self.task, self.model = task, model
+        else:
+            self.model.to(device)
 
     def check(self, tokenizer: Any, expected: dict[str, Any]) -> None:
-        """Compare the tokenizer in the teacher's folder, token by token, and for a classifier its labels."""
+        """Compare the tokenizer in the teacher's folder, token by token, and for a classifier its labels; once for the same data."""
         assert self.model is not None, "setup comes first"
-        theirs = hub.load(AutoTokenizer, self.name, "model.teacher.model", revision=self.revision)
-        hub.same_tokens(theirs.get_vocab(), tokenizer.get_vocab(), "model.teacher", "data.tokenizer")
+        if self.checked == (tokenizer, expected):
+            return
+        hub.check_tokenizer(self.name, "model.teacher.model", self.revision, tokenizer)
         check_classes(self.model, expected, "model.teacher")
+        set_padding(self.model, expected)
+        self.checked = (tokenizer, expected)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Outputs:
@@ -75,8 +81,6 @@ class OnlineTeacher(Teacher):
         assert self.model is not None, "setup comes first"
         return hub.describe(self.model)
 
-    def assert_frozen(self) -> None:
-        """Stop where anything has made the teacher trainable: a teacher that moves is silently wrong."""
-        assert self.model is not None, "setup comes first"
-        assert not self.model.training, "the teacher is in training mode"
-        assert not any(p.requires_grad for p in self.model.parameters()), "the teacher has trainable parameters"
+    def models(self) -> list[nn.Module]:
+        """The one model."""
+        return [] if self.model is None else [self.model]

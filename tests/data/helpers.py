@@ -18,9 +18,11 @@ A, B, C, D, E, F = (WORDS.index(letter) for letter in "abcdef")
 EOS, PAD, UNK, BOS = range(4)
 
 
-def word_tokenizer(folder: Path, bos: bool = False, **special: str | None) -> str:
-    """Save a tokenizer with a token per word (ids are indices of WORDS) and give its folder."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+def word_tokenizer(folder: Path, bos: bool = False, gap: int = 0, **special: str | None) -> str:
+    """Save a tokenizer with a token per word (ids are indices of WORDS, the last one's is higher by `gap`) and give its folder."""
+    ids = {word: i for i, word in enumerate(WORDS)}
+    ids[WORDS[-1]] += gap
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])

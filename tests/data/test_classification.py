@@ -1,5 +1,6 @@
 import csv
 
+import datasets
 import pytest
 
 from distill.data.classification import ClassificationData
@@ -56,6 +57,46 @@ def test_given_classes(tmp_path, tokenizer):
     assert [row["labels"].tolist() for row in data.train_set] == [[2], [0]]
     with pytest.raises(DataError, match=r"t.csv' row 2: the label 'w' is none of the 2 classes \(x, y\)"):
         classify(tmp_path, tokenizer, [("a", "x"), ("b", "w")], labels=["x", "y"])
+
+
+def test_numbers_are_indices_of_given_classes(tmp_path, tokenizer):
+    path = tmp_path / "t.tsv"
+    path.write_text("text\tlabel\na\t2\nb\t0\nc\t1\nd\tz\n")
+    data = ClassificationData(str(path), tokenizer, labels=["x", "y", "z"], val_fraction=0)
+    data.setup()
+    assert data.train_set.with_format(None)["labels"][:] == [[2], [0], [1], [2]]
+    assert data.model_config()["id2label"] == {0: "x", 1: "y", 2: "z"}
+    for label in ("3", "-1"):
+        with pytest.raises(DataError, match=f"t.csv' row 2: the label '{label}' is none of the 3 classes"):
+            classify(tmp_path, tokenizer, [("a", "0"), ("b", label)], labels=["x", "y", "z"])
+
+
+def test_numbers_are_names_where_the_given_classes_are_numbers(tmp_path, tokenizer):
+    data = classify(tmp_path, tokenizer, [("a", 1), ("b", 2)], labels=["2", "1"])
+    assert data.train_set.with_format(None)["labels"][:] == [[1], [0]]
+    with pytest.raises(DataError, match=r"row 2: the label '0' is none of the 3 classes \(1, 2, 3\)"):
+        classify(tmp_path, tokenizer, [("a", 1), ("b", 0)], labels=["1", "2", "3"])
+
+
+def hub_table(path, labels):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["sad", "glad"])})
+    datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": labels}, features=features).to_parquet(path)
+    return str(path)
+
+
+def test_class_labels_of_the_hub(tmp_path, tokenizer):
+    train, hidden = hub_table(tmp_path / "train.parquet", [1, 0, 1]), hub_table(tmp_path / "hidden.parquet", [1, -1, -1])
+    data = ClassificationData(train, tokenizer, labels=["sad", "glad"], val_fraction=0)
+    data.setup()
+    assert data.train_set.with_format(None)["labels"][:] == [[1], [0], [1]]
+    with pytest.raises(DataError, match=r"hidden.parquet' row 2: 'label' is -1, but must be from 0 to 1; -1 stands for a hidden label"):
+        ClassificationData(train, tokenizer, test_data=hidden, val_fraction=0).setup()
+
+
+def test_the_vocabulary_reaches_to_the_highest_id(tmp_path):
+    data = classify(tmp_path, word_tokenizer(tmp_path / "gap", gap=4), [("a", "x"), ("assistant", "y")])
+    assert data.train_set[1]["input_ids"].tolist() == [19]
+    assert data.model_config()["vocab_size"] == 20
 
 
 @pytest.mark.parametrize("key", ["val_data", "test_data"])

@@ -74,6 +74,12 @@ def test_empty(tmp_path):
         files.read(write(tmp_path / "a.csv", "text,label\n"), "k")
 
 
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "tsv"])
+def test_nothing_but_a_byte_order_mark(tmp_path, kind):
+    with pytest.raises(DataError, match=f"k: '.*a.{kind}' is an empty file"):
+        files.read(write(tmp_path / f"a.{kind}", "\ufeff"), "k")
+
+
 def test_unknown_kind_and_folder(tmp_path):
     with pytest.raises(DataError, match=r"of an unknown kind '.docx'; give a file that ends in .txt, .json"):
         files.read(write(tmp_path / "a.docx", "x"), "k")

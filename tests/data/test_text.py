@@ -118,6 +118,12 @@ def test_model_config(tmp_path, tokenizer):
     assert bare.model_config()["pad_token_id"] == EOS
 
 
+def test_the_vocabulary_reaches_to_the_highest_id(tmp_path):
+    data = text(tmp_path, word_tokenizer(tmp_path / "gap", gap=4), ["a assistant"], max_length=4)
+    assert (len(data.tokenizer), rows_of(data)[0]["input_ids"]) == (16, [A, 19, EOS, PAD])
+    assert data.num_classes == data.model_config()["vocab_size"] == 20
+
+
 def test_a_change_of_any_setting_is_not_served_from_the_cache(tmp_path, tokenizer):
     def ids(**more):
         return [row["input_ids"] for row in rows_of(text(tmp_path, more.pop("tokenizer", tokenizer), ["a b c"], **more))]

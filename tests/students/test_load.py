@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from distill.students.load import FromConfig, Pretrained
 from distill.tasks import CausalLM, SequenceClassification
@@ -72,6 +74,33 @@ def test_a_trained_classifier_whose_labels_are_in_another_order_is_refused(tmp_p
     folder = save(classifier(), tmp_path)
     with pytest.raises(ConfigError, match="calls class 0 'negative'"):
         Pretrained(folder).build(SequenceClassification(), expected_labels(LABELS[::-1]), tokenizer(), torch.float32)
+
+
+def test_a_decoder_without_padding_token_takes_the_datas(tmp_path: Path) -> None:
+    folder = save(classifier("gpt2"), tmp_path)
+    assert classifier("gpt2").config.pad_token_id is None
+    expected = expected_labels() | {"pad_token_id": 0}
+    model = Pretrained(folder).build(SequenceClassification(), expected, tokenizer(), torch.float32).eval()
+    ids = tokens(2, 6)
+    ids[1, 4:] = 0
+    alone = classifier("gpt2")(input_ids=ids[1:, :4]).logits  # the class is read at the last token that is no padding
+    torch.testing.assert_close(model(input_ids=ids).logits[1:], alone)
+
+
+class _OnlyOnAGPU(CausalLM):
+    """Loads a model that says it has flash attention, which is not here to be run."""
+
+    def load(self, name: str, key: str, **kwargs: Any) -> Any:
+        model = super().load(name, key, **kwargs)
+        model.config._attn_implementation = "flash_attention_2"
+        return model
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="flash_attn is installed, so that nothing is missing")
+def test_a_model_with_flash_attention_is_not_run_where_it_cannot_be(tmp_path: Path) -> None:
+    model = Pretrained(save(causal_lm(), tmp_path)).build(_OnlyOnAGPU(), TOKENS, tokenizer(), torch.float32)
+    with pytest.raises(Exception, match=r"."):
+        model(input_ids=tokens())
 
 
 def test_from_config_takes_what_the_data_decide() -> None:

@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from distill.students.load import FromConfig, Pretrained
-from distill.students.lora import LoRA
+from distill.students.lora import LoRA, merged
 from distill.tasks import CausalLM, SequenceClassification
 from distill.types import ConfigError
 from tests.models import CONFIGS, VOCAB, causal_lm, classifier, expected_labels, save, tokenizer, tokens
@@ -62,10 +64,51 @@ def test_with_gradient_checkpointing(tmp_path: Path) -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_on_a_new_model() -> None:
-    base = FromConfig({"model_type": "llama", **CONFIGS["llama"]})
-    model = LoRA(base, r=2).build(CausalLM(), TOKENS, tokenizer(), torch.float32)
-    assert any(p.requires_grad for p in model.parameters())
+def test_a_new_base_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.student\.base is FromConfig, but LoRA trains an update of a base with weights; take Pretr"
+    ):
+        LoRA(FromConfig({"model_type": "llama", **CONFIGS["llama"]}))
+
+
+def moved(model: Any) -> Any:
+    """Give the update, which starts at zero, and a new head, values that show."""
+    with torch.no_grad():
+        for weight in (p for p in model.parameters() if p.requires_grad):
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) / 4)
+    return model.eval()
+
+
+def test_the_merged_model_is_one_of_plain_transformers(tmp_path: Path) -> None:
+    original = causal_lm()
+    model = moved(LoRA(Pretrained(save(original, tmp_path / "base")), r=2).build(CausalLM(), TOKENS, tokenizer(), torch.float32))
+    expected = model(tokens()).logits
+    merged(model).save_pretrained(tmp_path / "merged")
+    assert (tmp_path / "merged/config.json").is_file()
+    assert not (tmp_path / "merged/adapter_config.json").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(loaded(tokens()).logits, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - original(tokens()).logits).abs().max() > 0.1
+    assert torch.equal(model(tokens()).logits, expected), "training goes on with the model as it was"
+    assert any("lora_" in name for name, _ in model.named_parameters())
+
+
+def test_the_merged_classifier_has_the_new_number_of_labels(tmp_path: Path) -> None:
+    labels = expected_labels(("no", "yes"))
+    student = LoRA(Pretrained(save(classifier(), tmp_path / "base")), r=2)
+    model = moved(student.build(SequenceClassification(), labels, tokenizer(), torch.float32))
+    expected = model(input_ids=tokens()).logits
+    merged(model).save_pretrained(tmp_path / "merged")
+    loaded, found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    assert loaded.config.id2label == {0: "no", 1: "yes"}
+    torch.testing.assert_close(loaded(input_ids=tokens()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_lora_is_merged_as_it_is() -> None:
+    model = causal_lm()
+    assert merged(model) is model
 
 
 def test_unknown_target_modules(tmp_path: Path) -> None:
@@ -79,7 +122,7 @@ def test_unknown_target_modules(tmp_path: Path) -> None:
 
 def test_rank_out_of_range() -> None:
     try:
-        LoRA(FromConfig({"model_type": "llama", **CONFIGS["llama"]}), r=0).build(CausalLM(), TOKENS, tokenizer(), torch.float32)
+        LoRA(Pretrained("teacher"), r=0)
     except ConfigError:
         return
     pytest.fail("nothing was said")

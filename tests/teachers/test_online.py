@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from distill import hub
 from distill.losses.chunked import chunked_objective
 from distill.losses.divergence import ForwardKL
 from distill.tasks import CausalLM, SequenceClassification
+from distill.teachers import online
 from distill.teachers.online import OnlineTeacher
 from distill.types import ConfigError, Outputs
 from tests.models import LABELS, VOCAB, causal_lm, classifier, expected_labels, save, tokenizer, tokens
@@ -135,6 +137,36 @@ def test_check_refuses_other_labels(tmp_path: Path) -> None:
         ConfigError, match=r"calls class 0 'negative', but the data call it 'positive'; set data\.labels to the model's order"
     ):
         teacher.check(tokenizer(), expected_labels(LABELS[::-1]))
+
+
+def test_check_does_its_work_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, words, compared = ready(tmp_path), tokenizer(), []
+    same_tokens = hub.same_tokens
+    monkeypatch.setattr(hub, "same_tokens", lambda *args: compared.append(args) or same_tokens(*args))
+    for _ in range(3):
+        teacher.check(words, TOKENS)
+    assert len(compared) == 1
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="different tokenizers"):  # other data; and what was refused stays refused
+            teacher.check(tokenizer(first="x"), TOKENS)
+
+
+def test_a_decoder_without_padding_token_takes_the_datas(tmp_path: Path) -> None:
+    teacher = OnlineTeacher(save(classifier("gpt2"), tmp_path))
+    teacher.setup(SequenceClassification(), CPU, torch.float32)
+    teacher.check(tokenizer(), expected_labels() | {"pad_token_id": 0})
+    ids = tokens(2, 6)
+    ids[1, 4:] = 0
+    alone = classifier("gpt2")(input_ids=ids[1:, :4]).logits
+    torch.testing.assert_close(teacher({"input_ids": ids}).features[1], alone)
+
+
+def test_the_head_is_checked_on_the_device_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kernels run nowhere else; `meta` is a device that every machine has."""
+    seen = []
+    monkeypatch.setattr(online, "check_head", lambda _task, model, _who: seen.append(model.device.type))
+    OnlineTeacher(save(causal_lm(), tmp_path)).setup(CausalLM(), torch.device("meta"), torch.float32)
+    assert seen == ["meta"]
 
 
 def test_a_teacher_without_a_trained_head_is_refused(tmp_path: Path) -> None:

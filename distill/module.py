@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from distill.balance import Balancer, FixedWeights
+from distill.checks import check_length, check_packing
 from distill.data.base import DistillData
 from distill.losses.base import Loss, Term, TokenLoss
 from distill.losses.chunked import chunked_objective
@@ -19,7 +20,7 @@ from distill.losses.hard import CrossEntropy
 from distill.losses.measure import measure
 from distill.optim import AdamW, Optimizer
 from distill.students.base import Student
-from distill.tasks import Task, check_length, check_packing
+from distill.tasks import Task
 from distill.teachers.base import Teacher
 from distill.types import Batch, ConfigError, Outputs, TrainingError
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Mine(TokenLoss):
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a teacher, data, and `kd.yaml` that pairs them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_losses", raising=False)  # of another test's folder
     pair.teacher_folder(tmp_path / "teacher")
     pair.prompts(tmp_path / "prompts.jsonl", 80)
     (tmp_path / "kd.yaml").write_text(yaml.safe_dump(config()))

@@ -1,5 +1,8 @@
 """Divergences between the teacher's and the student's distribution."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from distill.losses.base import Divergence
@@ -22,8 +25,25 @@ def forward_kl(student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
     Reference:
         Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
     """
-    p, q = teacher_logp_NV.exp(), student_logp_NV.exp()
-    return (p * (teacher_logp_NV - student_logp_NV) - p + q).sum(-1)
+    value: Tensor = _ForwardKL.apply(student_logp_NV, teacher_logp_NV)
+    return value
+
+
+class _ForwardKL(torch.autograd.Function):
+    """The formula above with its gradient, `q − p` for log q and `p (log p − log q)` for log p: one buffer is kept, not six."""
+
+    @staticmethod
+    def forward(ctx: Any, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
+        p = teacher_logp.exp()
+        difference = student_logp.exp().sub_(p)
+        weighted = p.mul_(teacher_logp - student_logp)
+        ctx.save_for_backward(difference, weighted if ctx.needs_input_grad[1] else None)
+        return weighted.add(difference).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        difference, weighted = ctx.saved_tensors
+        return difference * grad[:, None], None if weighted is None else weighted * grad[:, None]
 
 
 class ForwardKL(Divergence):

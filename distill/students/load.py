@@ -8,9 +8,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel
 
 from distill import hub
+from distill.checks import check_classes, check_head, check_order, set_padding
 from distill.lookup import did_you_mean
 from distill.students.base import Student
-from distill.tasks import SequenceClassification, Task, check_classes, check_head, check_order, set_padding
+from distill.tasks import SequenceClassification, Task
 from distill.types import ConfigError
 
 

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from distill import hub
-from distill.tasks import Task, check_classes, check_head, set_padding
+from distill.checks import check_classes, check_head, set_padding
+from distill.tasks import Task
 from distill.teachers.base import Teacher
 from distill.types import Batch, ConfigError, Outputs
 

@@ -82,3 +82,10 @@ def test_close_distributions_at_high_temperature(temperature: float, noise: floa
     true = reference_ForwardKL(student.double(), teacher.double(), torch.zeros(32), temperature)
     assert (value >= 0).all()
     assert ((value - true) / true).abs().max() <= 1e-2
+
+
+def test_the_gradient_of_both_sides_is_that_of_the_value() -> None:
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(3, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda s, t: forward_kl(s.log_softmax(-1), t.log_softmax(-1)), (student, teacher))
+    assert torch.autograd.gradcheck(forward_kl, (student.detach().requires_grad_(), teacher.detach().requires_grad_()))

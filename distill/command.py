@@ -29,7 +29,9 @@ def run(args: list[str]) -> None:
     """Run one verb in this process, e.g. `["fit", "--config", "x.yaml"]`."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the banner says what its tips and device lists would
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's use of torch's internals; nothing a person can do about it
+    # Lightning on torch's internals, and on callbacks of fit that validate does without: nothing a person can do about either
+    for message in (".*LeafSpec.*", ".*callbacks used to create the checkpoint.*"):
+        warnings.filterwarnings("ignore", message=message)
     before = sys.argv
     sys.argv = [before[0], *args]  # LightningCLI reads it, and Lightning's launcher starts the other ranks with it
     try:

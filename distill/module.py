@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
@@ -132,8 +133,9 @@ class DistillModule(pl.LightningModule):
             self.teacher.assert_frozen()
 
     def on_validation_start(self) -> None:
-        """Ready the teacher, where validation runs by itself."""
-        self._ready_teacher()
+        """Ready the teacher, where validation runs by itself; in a fit it is ready already."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._ready_teacher()
 
     def on_test_start(self) -> None:
         """Ready the teacher, where testing runs by itself."""

@@ -10,9 +10,14 @@ from typing import Any
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to `path`, replacing what was there."""
+    write_text(path, json.dumps(value, indent=2))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text to `path`, replacing what was there."""
     beside = path.with_name(f".{path.name}.tmp")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)

@@ -14,7 +14,7 @@ from distill import hub
 from distill.callbacks.wandb import wandb_logger
 from distill.module import DistillModule
 from distill.report import tables
-from distill.report.files import write_folder, write_json
+from distill.report.files import write_folder, write_json, write_text
 from distill.report.quality import evaluate, retention, student_part, teacher_part
 from distill.students.lora import merged
 from distill.types import ConfigError
@@ -61,7 +61,7 @@ class Run(pl.Callback):
             self.folder.mkdir(parents=True, exist_ok=self.resume)
         except FileExistsError:
             raise ConfigError(f"the run folder {self.folder} exists; take another --name, or resume with --ckpt_path last") from None
-        (self.folder / "config.yaml").write_text(self.config, encoding="utf-8")
+        write_text(self.folder / "config.yaml", self.config)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the figures of the untrained student, the seconds so far and the W&B run, for after a resume."""

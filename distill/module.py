@@ -12,7 +12,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from distill.balance import Balancer, FixedWeights
+from distill.balance.base import Balancer
+from distill.balance.fixed import FixedWeights
 from distill.checks import check_length, check_packing
 from distill.data.base import DistillData
 from distill.losses.base import Loss, Term, TokenLoss
@@ -161,7 +162,7 @@ class DistillModule(pl.LightningModule):
         student, teacher = self.forward_both(batch)
         weights = self.balancer.weights(self.terms)
         token = {name: loss for name, loss in self.terms.items() if isinstance(loss, TokenLoss)}
-        total, sums = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
+        total, sums, _ = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
         for name, loss in self.terms.items():
             if isinstance(loss, Loss):
                 value = loss(student, teacher, batch)

@@ -1,13 +1,14 @@
 """Tasks: what a batch is, what the head predicts, which metric counts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from distill import hub
@@ -35,7 +36,7 @@ class Task(ABC):
         Args:
             model: a model of this task, possibly wrapped by peft.
             batch: what the data module gives; `labels` is `[B, T]`, the class that each position predicts.
-            taps: dotted names of submodules whose output is wanted.
+            taps: which activations are wanted, by the names of `record`.
         """
 
 
@@ -97,23 +98,47 @@ class LogitHead(nn.Module):
 
 @contextmanager
 def record(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of submodules, by dotted name, while the context is open (the first item of a tuple)."""
+    """Collect activations of submodules while the context is open.
+
+    Args:
+        model: of transformers.
+        names: dotted name of a submodule for its output (the first item of a tuple); with `:input` for its first input; with `:1` for
+            the item of that index, e.g. the attention probabilities of an attention.
+
+    Raises:
+        ConfigError: no such submodule, or (when the model runs) no tensor there.
+    """
     seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            seen[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
     handles = []
     try:
         for name in names:
-            handles.append(submodule(model, name).register_forward_hook(keep(name)))
+            handles.append(_tap(model, name, seen))
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _tap(model: nn.Module, name: str, seen: dict[str, Tensor]) -> RemovableHandle:
+    path, _, which = name.partition(":")
+    module = submodule(model, path)
+
+    def keep(value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise ConfigError(f"tap '{name}': there is no tensor but {type(value).__name__}")
+        seen[name] = value
+
+    def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(args[0] if args else kwargs.get("hidden_states"))
+
+    def on_output(_module: nn.Module, _args: Any, output: Any) -> None:
+        keep(output[int(which or 0)] if isinstance(output, tuple) else output)
+
+    if which == "input":
+        return module.register_forward_pre_hook(on_input, with_kwargs=True)
+    if which and not which.isdecimal():
+        raise ConfigError(f"tap '{name}': after the colon comes `input` or the index of an output, got '{which}'")
+    return module.register_forward_hook(on_output)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

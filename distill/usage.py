@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from distill.balance import Balancer
+from distill.balance.base import Balancer
 from distill.data.base import DistillData
 from distill.lookup import did_you_mean
 from distill.losses.base import Term

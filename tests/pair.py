@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from distill.balance import FixedWeights
+from distill.balance.fixed import FixedWeights
 from distill.data.text import PromptData
 from distill.losses.divergence import ForwardKL
 from distill.losses.hard import CrossEntropy

@@ -1,7 +1,9 @@
 """One mill for every token loss: whatever class is found in `distill.losses` must agree with a float64 reference of its formula.
 
-A new loss needs nothing here. Its reference is `reference_<ClassName>(student_logits, teacher_logits, labels, **settings) -> [N]`, written
-from the paper in float64, in any `tests/losses/test_*.py`.
+A new loss needs nothing here. In `tests/losses/test_<its file>.py` stand
+- `reference_<ClassName>(student_logits, teacher_logits, labels, **settings) -> [N]`, written from the paper in float64;
+- `settings_<ClassName>`, a list of dictionaries of constructor arguments to try, where temperatures alone do not cover the class.
+A loss that looks at the data gets `tests.losses.dense.setting(num_classes)`; its reference finds the same figures there.
 """
 
 import inspect
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 import distill.losses
 from distill.losses.base import Divergence, TokenLoss
 from distill.losses.chunked import chunked_objective
+from distill.losses.support import Distribution
 from distill.types import Outputs
-from tests.losses.dense import Case, Reference, assert_close, gap
+from tests.losses.dense import Case, Reference, assert_close, gap, setting
 from tests.losses.test_divergence import reference_ForwardKL
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
@@ -35,12 +38,16 @@ def concrete(base: type[TokenLoss]) -> Iterator[type[TokenLoss]]:
             yield cls
 
 
+def beside(cls: type[TokenLoss], kind: str) -> Any:
+    """Find `<kind>_<ClassName>` in the test of the file that holds the class, or None."""
+    path = Path(__file__).parent / "losses" / f"test_{cls.__module__.rsplit('.', 1)[1]}.py"
+    return getattr(import_module(f"tests.losses.{path.stem}"), f"{kind}_{cls.__name__}", None) if path.exists() else None
+
+
 def reference_of(cls: type[TokenLoss]) -> Reference:
     name = f"reference_{cls.__name__}"
-    for path in sorted((Path(__file__).parent / "losses").glob("test_*.py")):
-        module = import_module(f"tests.losses.{path.stem}")
-        if hasattr(module, name):
-            return getattr(module, name)
+    if found := beside(cls, "reference"):
+        return found
     takes = ", temperature=1.0, t_squared=True" if issubclass(cls, Divergence) else ""
     pytest.fail(
         f"no reference for {cls.__name__}: write `def {name}(student_logits, teacher_logits, labels{takes}) -> Tensor` in "
@@ -49,39 +56,53 @@ def reference_of(cls: type[TokenLoss]) -> Reference:
 
 
 def variants(cls: type[TokenLoss]) -> list[dict[str, Any]]:
-    """The settings to try: every temperature where there is one."""
-    takes_one = "temperature" in inspect.signature(cls).parameters
-    return [{"temperature": t} for t in TEMPERATURES] if takes_one else [{}]
+    """The settings to try: those that its test names, and every temperature where there is one."""
+    named: list[dict[str, Any]] = beside(cls, "settings") or [{}]
+    if "temperature" not in inspect.signature(cls).parameters:
+        return named
+    return [given | {"temperature": t} for t in TEMPERATURES for given in named]
+
+
+def plainest(cls: type[TokenLoss]) -> dict[str, Any]:
+    """The first of its settings, at T = 1."""
+    return {k: 1.0 if k == "temperature" else v for k, v in variants(cls)[0].items()}
+
+
+def make(cls: type[TokenLoss], num_classes: int, **given: Any) -> TokenLoss:
+    """Make a loss as the module does: construct, then prepare."""
+    loss = cls(**(given or plainest(cls)))
+    loss.prepare(setting(num_classes))
+    return loss
 
 
 Check = Callable[[type[TokenLoss], Reference], None]
 
 
 def agrees_with_the_reference(cls: type[TokenLoss], reference: Reference) -> None:
-    for i, (setting, mask, chunk) in enumerate(product(variants(cls), ("none", "some", "one", "all"), (1, 3, 100))):
+    for i, (given, mask, chunk) in enumerate(product(variants(cls), ("none", "some", "one", "all"), (1, 3, 100))):
         case = Case.random(seed=i, mask=mask)
-        assert_close(case.chunked(cls(**setting), chunk=chunk), case.dense(reference, **setting), 1e-5)
+        assert_close(case.chunked(make(cls, case.num_classes, **given), chunk=chunk), case.dense(reference, **given), 1e-5)
 
 
 def agrees_in_bfloat16(cls: type[TokenLoss], reference: Reference) -> None:
-    for i, setting in enumerate(variants(cls)):
+    for i, given in enumerate(variants(cls)):
         case = Case.random(seed=i, shape=(4, 16), num_classes=50, widths=(32, 48), dtype=torch.bfloat16)
-        assert_close(case.chunked(cls(**setting), chunk=16), case.dense(reference, **setting), 1e-2)
+        assert_close(case.chunked(make(cls, case.num_classes, **given), chunk=16), case.dense(reference, **given), 1e-2)
 
 
 def does_not_depend_on_the_chunk(cls: type[TokenLoss], reference: Reference) -> None:
     case = Case.random(dtype=torch.float64)
-    whole = case.chunked(cls(), chunk=1000)
+    whole = case.chunked(make(cls, case.num_classes), chunk=1000)
     for chunk in (1, 2, 3, 5):
-        assert_close(case.chunked(cls(), chunk=chunk), whole, 1e-12)
+        assert_close(case.chunked(make(cls, case.num_classes), chunk=chunk), whole, 1e-12)
 
 
 def padding_of_the_vocabulary_does_not_matter(cls: type[TokenLoss], reference: Reference) -> None:
     case = Case.random()
-    before = case.chunked(cls())
+    before = case.chunked(make(cls, case.num_classes))
     case.student_weight[case.num_classes :] *= 100
     case.teacher_weight[case.num_classes :] *= -100
-    after = case.chunked(cls())
+    after = case.chunked(make(cls, case.num_classes))
     assert_close(after, before, 1e-6)
     assert (after.weight[case.num_classes :] == 0).all(), "rows of the padding have a gradient"
     assert (after.weight[: case.num_classes] != 0).any()
@@ -90,7 +111,7 @@ def padding_of_the_vocabulary_does_not_matter(cls: type[TokenLoss], reference: R
 def the_teacher_gets_no_gradient(cls: type[TokenLoss], reference: Reference) -> None:
     case = Case.random()
     student, teacher = case.student(), case.teacher()
-    total, sums = chunked_objective(student, teacher, case.labels, {"it": cls()}, {"it": 1.0}, case.num_classes, 3)
+    total, sums, _ = chunked_objective(student, teacher, case.labels, {"it": make(cls, case.num_classes)}, {"it": 1.0}, case.num_classes, 3)
     total.backward()
     assert teacher.features.grad is None
     assert next(teacher.head.parameters()).grad is None
@@ -101,8 +122,8 @@ def is_zero_where_student_is_teacher(cls: type[TokenLoss], reference: Reference)
     if not issubclass(cls, Divergence):
         return
     logits = 3 * torch.randn(1, 20, 300, generator=torch.Generator().manual_seed(0))
-    for setting in variants(cls):
-        value, gradient = on_logits(cls(**setting), logits, logits)
+    for given in variants(cls):
+        value, gradient = on_logits(make(cls, 300, **given), logits, logits)
         assert abs(value) <= 20 * 1e-6
         assert gradient.abs().max() <= 1e-5
 
@@ -111,7 +132,9 @@ def t_squared_is_in_value_and_gradient(cls: type[TokenLoss], reference: Referenc
     if not issubclass(cls, Divergence):
         return
     case = Case.random(dtype=torch.float64)
-    plain, squared = case.chunked(cls(4.0, t_squared=False)), case.chunked(cls(4.0))
+    plain, squared = (
+        case.chunked(make(cls, case.num_classes, **{**plainest(cls), "temperature": 4.0, "t_squared": squared})) for squared in (False, True)
+    )
     for name in ("value", "features", "weight"):
         assert gap(getattr(squared, name), 16 * getattr(plain, name)) <= 1e-12, f"{name} is not 16 times as large at T = 4"
 
@@ -123,8 +146,8 @@ def is_accurate_on_half_precision_logits(cls: type[TokenLoss], reference: Refere
     labels = torch.zeros(1, dtype=torch.long)
     for dtype in (torch.bfloat16, torch.float16):
         for s, t in zip(student.to(dtype), teacher.to(dtype), strict=True):
-            value, _ = on_logits(cls(), s[None], t[None])
-            true = reference(s.double(), t.double(), labels).item()
+            value, _ = on_logits(make(cls, 32000), s[None], t[None])
+            true = reference(s.double(), t.double(), labels, **plainest(cls)).item()
             assert value >= 0
             assert value == pytest.approx(true, rel=1e-2)
 
@@ -133,15 +156,15 @@ def stays_finite_on_extreme_logits(cls: type[TokenLoss], reference: Reference) -
     high, low, mixed = torch.tensor([1e4, -1e4, 0.0]), torch.tensor([-1e4, 1e4, 0.0]), torch.tensor([1e4, 1e4, -1e4])
     rows = list(product((high, low, mixed, torch.zeros(3)), repeat=2))
     student, teacher = torch.stack([s for s, _ in rows])[None], torch.stack([t for _, t in rows])[None]
-    for setting in variants(cls):
-        value, gradient = on_logits(cls(**setting), student, teacher)
+    for given in variants(cls):
+        value, gradient = on_logits(make(cls, 3, **given), student, teacher)
         assert torch.tensor(value).isfinite()
         assert gradient.isfinite().all()
 
 
 def its_weight_scales_the_gradient(cls: type[TokenLoss], reference: Reference) -> None:
     case = Case.random(dtype=torch.float64)
-    one, some = case.chunked({"it": cls()}), case.chunked({"it": cls()}, {"it": 0.37})
+    one, some = case.chunked({"it": make(cls, case.num_classes)}), case.chunked({"it": make(cls, case.num_classes)}, {"it": 0.37})
     for name in ("value", "features", "weight"):
         assert gap(getattr(some, name), 0.37 * getattr(one, name)) <= 1e-12
 
@@ -150,8 +173,8 @@ def does_without_a_teacher_where_it_says_so(cls: type[TokenLoss], reference: Ref
     if cls.needs_teacher:
         return
     case = Case.random()
-    total, _ = chunked_objective(case.student(), None, case.labels, {"it": cls()}, {"it": 1.0}, case.num_classes)
-    assert gap(total.detach(), case.dense(reference).value) <= 1e-5
+    total, _, _ = chunked_objective(case.student(), None, case.labels, {"it": make(cls, case.num_classes)}, {"it": 1.0}, case.num_classes)
+    assert gap(total.detach(), case.dense(reference, **plainest(cls)).value) <= 1e-5
 
 
 MILL: tuple[Check, ...] = (
@@ -174,7 +197,7 @@ def on_logits(loss: TokenLoss, student: Tensor, teacher: Tensor) -> tuple[float,
     leaf = student.clone().requires_grad_()
     labels = torch.zeros(student.shape[:2], dtype=torch.long)
     head = nn.Identity()
-    total, _ = chunked_objective(Outputs(leaf, head), Outputs(teacher, head), labels, {"it": loss}, {"it": 1.0}, student.shape[-1], 4)
+    total, _, _ = chunked_objective(Outputs(leaf, head), Outputs(teacher, head), labels, {"it": loss}, {"it": 1.0}, student.shape[-1], 4)
     total.backward()
     assert leaf.grad is not None
     return total.item(), leaf.grad
@@ -198,7 +221,7 @@ def test_loss(cls: type[TokenLoss], check: Check) -> None:
 @given(data=st.data())
 def test_loss_on_any_shape(cls: type[TokenLoss], data: st.DataObject) -> None:
     size = st.integers(1, 6)
-    setting = data.draw(st.sampled_from(variants(cls)))
+    given = data.draw(st.sampled_from(variants(cls)))
     case = Case.random(
         seed=data.draw(st.integers(0, 10_000)),
         shape=(data.draw(size), data.draw(size)),
@@ -208,47 +231,47 @@ def test_loss_on_any_shape(cls: type[TokenLoss], data: st.DataObject) -> None:
         mask=data.draw(st.sampled_from(["none", "some", "one", "all"])),
         dtype=torch.float64,
     )
-    assert_close(case.chunked(cls(**setting), chunk=data.draw(st.integers(1, 40))), case.dense(reference_of(cls), **setting), 1e-8)
+    assert_close(case.chunked(make(cls, case.num_classes, **given), chunk=data.draw(st.integers(1, 40))), case.dense(reference_of(cls), **given), 1e-8)
 
 
 # ---- the mill itself: each of these is wrong in one way, and the named check must say so
 
 
 class _Wrong(Divergence):
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         return (teacher_logp_NV.exp() * (teacher_logp_NV - student_logp_NV)).sum(-1)
 
 
 class SquareMissingInTheGradient(_Wrong):
-    def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
-        value = super().forward(student_logp_NV, teacher_logp_NV, labels_N) / self.T**2
+    def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
+        value = super().forward(student, teacher, labels_N) / self.T**2
         return value + (value * (self.T**2 - 1)).detach() if self.t_squared else value
 
 
 class TheOtherDirection(_Wrong):
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
-        return super().divergence(teacher_logp_NV, student_logp_NV)
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+        return super().divergence(teacher_logp_NV, student_logp_NV, labels_N)
 
 
 class MeanOfTheChunk(_Wrong):
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
-        value = super().divergence(student_logp_NV, teacher_logp_NV)
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+        value = super().divergence(student_logp_NV, teacher_logp_NV, labels_N)
         return value / len(value)
 
 
 class InHalfPrecision(_Wrong):
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
-        return super().divergence(student_logp_NV.bfloat16(), teacher_logp_NV.bfloat16()).float()
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+        return super().divergence(student_logp_NV.bfloat16(), teacher_logp_NV.bfloat16(), labels_N).float()
 
 
 class ThroughProbabilities(_Wrong):
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         return (teacher_logp_NV.exp() * (teacher_logp_NV.exp().log() - student_logp_NV.exp().log())).sum(-1)
 
 
 class OffByAConstant(_Wrong):
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
-        return super().divergence(student_logp_NV, teacher_logp_NV) + 1e-4
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+        return super().divergence(student_logp_NV, teacher_logp_NV, labels_N) + 1e-4
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from distill.balance import FixedWeights
+from distill.balance.fixed import FixedWeights
 from distill.losses.base import Loss, TokenLoss
 from distill.losses.divergence import ForwardKL
 from distill.losses.hard import CrossEntropy
+from distill.losses.support import Distribution
 from distill.schedule import Linear
 from distill.students.load import FromConfig
 from distill.types import Batch, ConfigError, Outputs, TrainingError
@@ -139,9 +140,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_and_names_term_and_r
     class Bad(TokenLoss):
         calls = 0
 
-        def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+        def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
             Bad.calls += 1
-            return student_logp_NV[:, 0] * (float("nan") if Bad.calls == 2 else 1.0)
+            return student.logp()[:, 0] * (float("nan") if Bad.calls == 2 else 1.0)
 
     module = pair.module(tmp_path, losses={"ce": CrossEntropy(), "bad": Bad()}, balancer=None)
     after: list[str] = []
@@ -159,8 +160,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(tmp_path: Path) 
     class Flat(TokenLoss):
         """Its value is 0, its gradient 0 · ∞."""
 
-        def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
-            return student_logp_NV.mul(0).sum(-1).abs().sqrt()
+        def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
+            return student.logp().mul(0).sum(-1).abs().sqrt()
 
     module = pair.module(tmp_path, losses={"ce": CrossEntropy(), "flat": Flat()}, balancer=None)
     initial: list[str] = []
@@ -177,8 +178,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(tmp_path: Path) 
 @pytest.mark.parametrize("wrong", [lambda x: x.sum(-1).mean(), lambda x: x, lambda x: x.sum(-1, keepdim=True)])
 def test_a_loss_that_is_not_one_value_per_position_is_refused(tmp_path: Path, wrong: Any) -> None:
     class Wrong(TokenLoss):
-        def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
-            return wrong(student_logp_NV)
+        def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
+            return wrong(student.logp())
 
     with pytest.raises(ConfigError, match=r"model.losses.wrong gives shape .* it must give one value per position"):
         fit(tmp_path, pair.module(tmp_path, losses={"wrong": Wrong()}, balancer=None))

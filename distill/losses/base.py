@@ -1,18 +1,58 @@
-"""What a loss is: `TokenLoss` for terms on log-probabilities, `Divergence` for those between teacher and student, `Loss` for taps."""
+"""What a loss is: `TokenLoss` for terms on distributions, `Divergence` for those between teacher and student, `Loss` for taps."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from distill.layers import Layers
+from distill.losses.support import Distribution
 from distill.schedule import Schedule, as_schedule
 from distill.types import Batch, ConfigError, Outputs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a term may have to know before the first step: where it stands, the data, and the layers of both models.
+
+    Attributes:
+        key: of the term in the configuration, e.g. `model.losses.kd`, for messages.
+        unit: what one valid position is: `token` or `sample`.
+        num_classes: V.
+        class_counts: gives how often each class is a label of the training data, `[V]`, whole numbers; counted when first asked for.
+        class_name: gives the name of a class, for messages.
+        num_samples: rows of the training data.
+        batch_size: rows in a global batch, of all ranks and micro-batches.
+        student: the student's layers.
+        teacher: the teacher's, or None where there is no teacher.
+    """
+
+    key: str
+    unit: str
+    num_classes: int
+    class_counts: Callable[[], Tensor]
+    class_name: Callable[[int], str]
+    num_samples: int
+    batch_size: int
+    student: Layers
+    teacher: Layers | None = None
 
 
 class Term(nn.Module):
     """A named term of the objective. Every term gives a sum over valid positions; the module divides once, by their global count."""
 
-    needs_teacher: ClassVar[bool] = True
+    needs_teacher: bool = True
+
+    def prepare(self, setting: Setting) -> None:
+        """Look at the data and the models before the optimizer is made: choose layers, make projectors, count classes, refuse mistakes.
+
+        May be called again with the same setting, and then changes nothing.
+
+        Raises:
+            ConfigError: the term cannot work in this setting; the message names `setting.key`.
+        """
 
     def at(self, step: int, total: int) -> None:
         """Move schedules to optimizer step `step` of `total`; called before every training step."""
@@ -21,17 +61,21 @@ class Term(nn.Module):
         """Give the current values of schedules, for the log."""
         return {}
 
+    def summary(self) -> list[str]:
+        """Say in a few lines what `prepare` has settled, e.g. which layer is matched with which; for the banner and the report."""
+        return []
+
 
 class TokenLoss(Term, ABC):
     """A term that sees aligned, flattened, valid positions only: no masks, no chunks, no padding of the vocabulary."""
 
     @abstractmethod
-    def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+    def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
         """Evaluate the term at every position.
 
         Args:
-            student_logp_NV: `[N, V]`, float32, log-probabilities at temperature 1, in nats.
-            teacher_logp_NV: `[N, V]`, the teacher's, on the same support; receives no gradient. None where there is no teacher.
+            student: N distributions over V classes, in float32: `student.logp(T)` is `[N, V]`, in nats.
+            teacher: the teacher's, on the same support; receives no gradient. None where there is no teacher.
             labels_N: `[N]`, the class of each position.
 
         Returns:
@@ -50,19 +94,26 @@ class Divergence(TokenLoss):
         t_squared: whether to multiply by T².
 
     Raises:
-        ConfigError: T is not positive.
+        ConfigError: T is not positive, or the schedule is made for a term without T².
     """
 
     def __init__(self, temperature: float | Schedule = 1.0, t_squared: bool = True) -> None:
         super().__init__()
         self.temperature = as_schedule(temperature)
         self.t_squared = t_squared
+        if t_squared and not self.temperature.with_t_squared:
+            raise ConfigError(f"temperature: {type(self.temperature).__name__} holds only without the factor T²; set t_squared: false")
+        self.at(0, 1)
+
+    def prepare(self, setting: Setting) -> None:
+        """Tell the schedule the batch."""
+        self.temperature.prepare(setting.batch_size)
         self.at(0, 1)
 
     def at(self, step: int, total: int) -> None:
         """Set T for this step."""
         self.T = self.temperature(step, total)
-        if not self.T > 0:
+        if not 0 < self.T < float("inf"):
             raise ConfigError(f"temperature must be > 0, got {self.T}; use 1.0 for none")
 
     def scheduled(self) -> dict[str, float]:
@@ -70,31 +121,29 @@ class Divergence(TokenLoss):
         return {"temperature": self.T}
 
     @abstractmethod
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         """Evaluate D at every position, `[N]` in nats, on log-probabilities that are already softened."""
 
-    def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+    def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
         """Soften both sides, evaluate, multiply by T²."""
-        value = self.divergence(soften(student_logp_NV, self.T), soften(teacher_logp_NV, self.T))
+        value = self.divergence(student.logp(self.T), teacher.logp(self.T), labels_N)
         return value * self.T**2 if self.t_squared else value
-
-
-def soften(logp_NV: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities at temperature T from those at 1: `log_softmax(logp / T)`, exact because logp is the logits less a constant."""
-    return logp_NV if temperature == 1.0 else (logp_NV / temperature).log_softmax(-1)
 
 
 class Loss(Term, ABC):
     """A term that needs intermediate activations, e.g. features and attention.
 
     Attributes:
-        student_taps: dotted names of the student's submodules whose outputs it wants, in `student.taps`.
-        teacher_taps: the same for the teacher.
+        student_taps: what it wants of the student, by the names of `tasks.record`, in `student.taps`; known after `prepare`.
+        teacher_taps: the same of the teacher.
+        additive: whether the sum over a batch is the sum over its parts. False for terms that compare the samples of a micro-batch
+            with each other; those depend on how the batch is cut.
     """
 
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
+    additive: ClassVar[bool] = True
 
     @abstractmethod
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Give the sum over valid positions, a scalar; padding must not count. There is a teacher unless `needs_teacher` is False."""

@@ -7,13 +7,13 @@ head is taken there and then, so that nothing is kept or computed again for the 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill.losses.base import TokenLoss
-from distill.losses.support import log_probs
+from distill.losses.support import Distribution, cut
 from distill.types import IGNORE_INDEX, ConfigError, Outputs
 
 Gradients = list[Tensor | None]
@@ -21,6 +21,20 @@ Gradients = list[Tensor | None]
 # float16 holds nothing below 6e-8. A GradScaler's factor reaches this gradient only in the backward pass, when what was smaller is gone,
 # so one of our own goes in before and, in float32, out again.
 HALF_SCALE = 1024.0
+
+
+class Objective(NamedTuple):
+    """What the chunked pass gives, all of it sums over positions, not divided by anything.
+
+    Attributes:
+        total: `Σ_i w_i L_i`, a scalar to call `backward` on (once), in nats.
+        sums: L_i by name, detached, in nats.
+        squares: `Σ_n ‖∂L_i / ∂features_n‖²` by name; empty unless asked for.
+    """
+
+    total: Tensor
+    sums: dict[str, Tensor]
+    squares: dict[str, Tensor]
 
 
 def chunked_objective(
@@ -31,7 +45,8 @@ def chunked_objective(
     weights: Mapping[str, float],
     num_classes: int,
     chunk: int | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    norms: bool = False,
+) -> Objective:
     """Evaluate `Σ_i w_i Σ_n L_i(n)` over the valid positions n, and its gradient.
 
     Args:
@@ -42,41 +57,35 @@ def chunked_objective(
         weights: w_i by the same names.
         num_classes: V, the support on which both sides are compared.
         chunk: tokens a chunk; None chooses by V and device.
+        norms: whether to measure each term's gradient too; costs a matrix product per term.
 
     Returns:
-        The weighted sum, a scalar to call `backward` on (once), and each term's own sum, detached; all in nats, not divided by anything.
+        The weighted sum with its gradient, each term's own sum, and the squared norms.
     """
     features, targets, labels = flatten(student, teacher, labels_BT)
     if not losses:
-        return labels_BT.new_zeros((), dtype=torch.float32), {}
-    params = _trainable(student.head, *losses.values())
+        return Objective(labels_BT.new_zeros((), dtype=torch.float32), {}, {})
+    if teacher is None or targets is None or not any(loss.needs_teacher for loss in losses.values()):
+        teacher = targets = None
+    work = _Work(student.head, list(losses.items()), [weights[name] for name in losses], num_classes)
     size = chunk or chunk_size(num_classes, features.device)
 
-    def walk(with_gradient: bool) -> tuple[Tensor, Tensor, Gradients]:
-        sums = torch.zeros(len(losses), dtype=_wide(features.dtype), device=features.device)
-        total = sums.new_zeros(())
-        gradients = _Accumulator(features, params) if with_gradient else None
+    def walk(with_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Gradients]:
+        tally = _Tally(features, work, with_gradient, norms)
         for rows in chunks(len(labels), size):
             with torch.set_grad_enabled(with_gradient):
                 part = features[rows].detach().requires_grad_(with_gradient)
                 logits = student.head(part)
-                student_logp = log_probs(logits, num_classes)
-            teacher_logp = _teacher_log_probs(teacher, targets, rows, num_classes)
-            with torch.set_grad_enabled(with_gradient):
-                terms = [_evaluate(name, loss, student_logp, teacher_logp, labels[rows]).sum() for name, loss in losses.items()]
-                value = torch.stack([weights[name] * term for name, term in zip(losses, terms, strict=True)]).sum()
-                scale = HALF_SCALE if logits.dtype == torch.float16 else 1.0
-                if gradients is not None:
-                    gradients.add(rows, torch.autograd.grad(scale * value, [part, *params], allow_unused=True), scale)
-            sums += torch.stack([term.detach() for term in terms])
-            total += value.detach()
-        return total, sums, gradients.result() if gradients is not None else []
+            with torch.no_grad():
+                teacher_logits = None if teacher is None or targets is None else teacher.head(targets[rows])
+            tally.add(rows, part, logits, teacher_logits, labels[rows])
+        return tally.total, tally.sums, tally.squares, tally.gradients()
 
-    if torch.is_grad_enabled() and (features.requires_grad or params):
-        total, sums = _GradientInForward.apply(walk, features, *params)
+    if torch.is_grad_enabled() and (features.requires_grad or work.params):
+        total, sums, squares = _GradientInForward.apply(walk, features, *work.params)
     else:
-        total, sums, _ = walk(False)
-    return total, dict(zip(losses, sums.unbind(), strict=True))
+        total, sums, squares, _ = walk(False)
+    return Objective(total, dict(zip(losses, sums.unbind(), strict=True)), dict(zip(losses, squares.unbind(), strict=True)) if norms else {})
 
 
 def flatten(student: Outputs, teacher: Outputs | None, labels_BT: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -95,19 +104,19 @@ def chunk_size(num_classes: int, device: torch.device) -> int:
     return max(256, 2**22 // num_classes) if device.type == "cpu" else max(16, 2**27 // num_classes)
 
 
-def _evaluate(name: str, loss: TokenLoss, student_logp: Tensor, teacher_logp: Tensor | None, labels: Tensor) -> Tensor:
-    values = loss(student_logp, teacher_logp, labels)
+def block_size(num_classes: int, device: torch.device) -> int:
+    """Tokens a block: what is done element by element stays in a core's cache on a CPU, and in 128 MiB a tensor on a GPU."""
+    return max(1, (2**18 if device.type == "cpu" else 2**25) // num_classes)
+
+
+def _evaluate(name: str, loss: TokenLoss, student: Distribution, teacher: Distribution | None, labels: Tensor) -> Tensor:
+    values: Tensor = loss(student, teacher, labels)
     if values.shape != labels.shape:
         raise ConfigError(
             f"model.losses.{name} gives shape {list(values.shape)} for {len(labels)} positions; it must give one value per position, "
             "[N], summed over the vocabulary and not averaged over positions"
         )
-    return values
-
-
-@torch.no_grad()
-def _teacher_log_probs(teacher: Outputs | None, targets: Tensor | None, rows: slice, num_classes: int) -> Tensor | None:
-    return None if teacher is None or targets is None else log_probs(teacher.head(targets[rows]), num_classes)
+    return values.sum()
 
 
 def _trainable(*modules: nn.Module) -> list[nn.Parameter]:
@@ -119,41 +128,103 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-class _Accumulator:
-    """Gradients over the chunks, in float32: rows of the features are set, parameters are summed (in bf16 a long sum stands still)."""
+class _Work:
+    """What is to be evaluated, and the parameters it depends on: first the head's, then those of the losses."""
 
-    def __init__(self, features: Tensor, params: list[nn.Parameter]) -> None:
-        self.features = torch.zeros_like(features, dtype=_wide(features.dtype)) if features.requires_grad else None
-        self.params = params
-        self.sums: Gradients = [None] * len(params)
+    def __init__(self, head: nn.Module, losses: list[tuple[str, TokenLoss]], weights: list[float], num_classes: int) -> None:
+        self.losses, self.weights, self.num_classes = losses, weights, num_classes
+        self.of_head, of_losses = _trainable(head), _trainable(*(loss for _, loss in losses))
+        self.of_losses = [p for p in of_losses if not any(p is q for q in self.of_head)]
+        self.params = [*self.of_head, *self.of_losses]
 
-    def add(self, rows: slice, gradients: tuple[Tensor | None, ...], scale: float) -> None:
-        first, *rest = gradients
-        if self.features is not None and first is not None:
-            self.features[rows] = first.to(self.features.dtype) / scale if scale != 1.0 else first
-        for i, gradient in enumerate(rest):
+    def block(self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> list[Tensor]:
+        """Evaluate every term on a few positions."""
+        student = Distribution(logits)
+        teacher = None if teacher_logits is None else Distribution(cut(teacher_logits, self.num_classes))
+        return [_evaluate(name, loss, student, teacher, labels) for name, loss in self.losses]
+
+
+class _Tally:
+    """Sums and gradients over the chunks, in float32 (in bf16 a long sum stands still)."""
+
+    def __init__(self, features: Tensor, work: _Work, with_gradient: bool, norms: bool) -> None:
+        wide, device = _wide(features.dtype), features.device
+        self.work, self.with_gradient = work, with_gradient
+        self.sums, self.squares = (torch.zeros(len(work.losses), dtype=wide, device=device) for _ in range(2))
+        self.weights = torch.tensor(work.weights, dtype=wide, device=device)
+        self.norms = norms and with_gradient and features.requires_grad
+        self.features = torch.zeros_like(features, dtype=wide) if with_gradient and features.requires_grad else None
+        self.params: Gradients = [None] * len(work.params)
+
+    @property
+    def total(self) -> Tensor:
+        return (self.weights * self.sums).sum()  # no product: autocast would round it
+
+    def add(self, rows: slice, part: Tensor, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> None:
+        """Evaluate a chunk, block by block, and take its gradient back through the head."""
+        scale = HALF_SCALE if logits.dtype == torch.float16 else 1.0
+        flow = torch.zeros_like(logits, requires_grad=False) if self.with_gradient else None
+        flows = [torch.zeros_like(logits, requires_grad=False) for _ in self.work.losses] if self.norms else []
+        for block in chunks(len(labels), block_size(self.work.num_classes, labels.device)):
+            self._block(block, logits.detach(), None if teacher_logits is None else teacher_logits[block], labels, flow, flows, scale)
+        if flow is not None:
+            first, *rest = torch.autograd.grad(
+                logits, [part, *self.work.of_head], flow, retain_graph=bool(flows), allow_unused=True, materialize_grads=False
+            )
+            if self.features is not None:
+                self.features[rows] = first.to(self.features.dtype) / scale if scale != 1.0 else first
+            self._sum(0, rest, scale)
+        for i, each in enumerate(flows):
+            (gradient,) = torch.autograd.grad(logits, part, each, retain_graph=i + 1 < len(flows))
+            self.squares[i] += (gradient.to(self.squares.dtype) / scale).square().sum()
+
+    def _block(
+        self, block: slice, logits: Tensor, teacher: Tensor | None, labels: Tensor, flow: Tensor | None, flows: list[Tensor], scale: float
+    ) -> None:
+        work = self.work
+        with torch.set_grad_enabled(flow is not None):
+            leaf = cut(logits[block], work.num_classes).detach().requires_grad_(flow is not None)
+            terms = work.block(leaf, teacher, labels[block])
+        self.sums += torch.stack([term.detach() for term in terms])
+        if flow is None:
+            return
+        wanted = [leaf, *work.of_losses]
+        if flows:
+            for term, each in zip(terms, flows, strict=True):
+                each[block, : work.num_classes] = scale * torch.autograd.grad(term, leaf, retain_graph=True, materialize_grads=True)[0]
+        with torch.enable_grad():
+            value = torch.stack([weight * term for weight, term in zip(work.weights, terms, strict=True)]).sum() * scale
+        first, *rest = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
+        flow[block, : work.num_classes] = first
+        self._sum(len(work.of_head), rest, scale)
+
+    def _sum(self, start: int, gradients: list[Tensor], scale: float) -> None:
+        for i, gradient in enumerate(gradients, start):
             if gradient is not None:
                 wide = gradient.to(_wide(gradient.dtype))
-                total = self.sums[i]
-                self.sums[i] = wide.div_(scale) if total is None else total.add_(wide, alpha=1 / scale)
+                total = self.params[i]
+                self.params[i] = wide.div_(scale) if total is None else total.add_(wide, alpha=1 / scale)
 
-    def result(self) -> Gradients:
+    def gradients(self) -> Gradients:
+        """Give them for the features and every parameter."""
+        if not self.with_gradient:
+            return []
         # zeros, not None, where no token was valid: every rank must hand each parameter's gradient to DDP
-        return [self.features, *(torch.zeros_like(p) if g is None else g for p, g in zip(self.params, self.sums, strict=True))]
+        return [self.features, *(torch.zeros_like(p) if g is None else g for p, g in zip(self.work.params, self.params, strict=True))]
 
 
 class _GradientInForward(torch.autograd.Function):
     """Carry gradients that the forward pass has already computed to where autograd wants them."""
 
     @staticmethod
-    def forward(ctx: Any, walk: Callable[[bool], tuple[Tensor, Tensor, Gradients]], *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        total, sums, ctx.gradients = walk(True)
+    def forward(ctx: Any, walk: Callable[[bool], tuple[Tensor, Tensor, Tensor, Gradients]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        total, sums, squares, ctx.gradients = walk(True)
         ctx.dtypes = [tensor.dtype for tensor in inputs]
-        ctx.mark_non_differentiable(sums)
-        return total, sums
+        ctx.mark_non_differentiable(sums, squares)
+        return total, sums, squares
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the chunked objective's gradient was already used; call backward once per forward")
         gradients, ctx.gradients = ctx.gradients, None

@@ -49,6 +49,6 @@ class _ForwardKL(torch.autograd.Function):
 class ForwardKL(Divergence):
     """`T² KL(p_T ‖ q_T)`, see `forward_kl`."""
 
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         """Evaluate `forward_kl`."""
         return forward_kl(student_logp_NV, teacher_logp_NV)

@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.losses.base import TokenLoss
+from distill.losses.support import Distribution
 
 
 def cross_entropy(student_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -24,6 +25,6 @@ class CrossEntropy(TokenLoss):
 
     needs_teacher = False
 
-    def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+    def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
         """Evaluate `cross_entropy`."""
-        return cross_entropy(student_logp_NV, labels_N)
+        return cross_entropy(student.logp(), labels_N)

@@ -1,12 +1,36 @@
-"""One support for both sides: the classes on which teacher and student are compared."""
+"""One support for both sides: the classes on which teacher and student are compared, and the positions that count."""
 
+import torch
 from torch import Tensor, float64
 
-from distill.types import ConfigError
+from distill.types import IGNORE_INDEX, Batch, ConfigError
 
 
-def log_probs(logits_NV: Tensor, num_classes: int) -> Tensor:
-    """Log-probabilities over the first `num_classes` columns, in float32 (float64 stays).
+class Distribution:
+    """Distributions over V classes at N positions, known by logits; what is asked for twice is computed once.
+
+    Args:
+        logits_NV: `[N, V]`, float32 or float64, up to a constant per position.
+    """
+
+    def __init__(self, logits_NV: Tensor) -> None:
+        self.logits_NV = logits_NV
+        self._logp: dict[float, Tensor] = {}
+
+    def logp(self, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities at temperature T, `log_softmax(z / T)`: `[N, V]`, nats."""
+        if temperature not in self._logp:
+            scaled = self.logits_NV if temperature == 1.0 else self.logits_NV / temperature
+            self._logp[temperature] = scaled.log_softmax(-1)
+        return self._logp[temperature]
+
+    def log_partition(self) -> Tensor:
+        """The logarithm of the softmax's denominator, `log Σ_v exp z_v`: `[N]`, nats."""
+        return self.logits_NV.logsumexp(-1)
+
+
+def cut(logits_NV: Tensor, num_classes: int) -> Tensor:
+    """The first `num_classes` columns, in float32 (float64 stays).
 
     A head is often wider than its tokenizer (rows that pad the vocabulary to a multiple of 64 or so), and teacher and student of
     one family differ in that padding. No label and no target lies there: the columns are left out before the softmax, which is the
@@ -17,7 +41,7 @@ def log_probs(logits_NV: Tensor, num_classes: int) -> Tensor:
         num_classes: V, the number of tokens of the tokenizer, or of labels.
 
     Returns:
-        `[N, V]`, nats.
+        `[N, V]`.
 
     Raises:
         ConfigError: the head has fewer columns than there are classes.
@@ -28,4 +52,29 @@ def log_probs(logits_NV: Tensor, num_classes: int) -> Tensor:
             "take a model made for this tokenizer, or one with as many labels"
         )
     logits = logits_NV[..., :num_classes]
-    return (logits if logits.dtype == float64 else logits.float()).log_softmax(-1)
+    return logits if logits.dtype == float64 else logits.float()
+
+
+def log_probs(logits_NV: Tensor, num_classes: int) -> Tensor:
+    """Log-probabilities over the first `num_classes` columns, `[N, V]` in nats; see `cut`."""
+    return cut(logits_NV, num_classes).log_softmax(-1)
+
+
+def position_weights(batch: Batch, length: int) -> Tensor:
+    """How much each position of an intermediate activation counts in a sum over valid positions.
+
+    Where labels belong to positions, 1 at every valid one. Where a sample has one label, its real positions share a weight of 1, so that
+    long texts do not outweigh short ones. Padding, prompts and samples without a label weigh 0.
+
+    Args:
+        batch: with `labels` `[B, T]`, or `[B, 1]` and `attention_mask` `[B, T]` (none where nothing is padded).
+        length: T, positions of the activation.
+
+    Returns:
+        `[B, T]`, float32, with as large a sum as there are valid labels.
+    """
+    valid = (batch["labels"] != IGNORE_INDEX).float()
+    if valid.shape[1] == length:
+        return valid
+    real = batch["attention_mask"].float() if "attention_mask" in batch else torch.ones(len(valid), length, device=valid.device)
+    return valid * real / real.sum(1, keepdim=True).clamp(min=1)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.losses.base import TokenLoss
+from distill.layers import Layers
+from distill.losses.base import Setting, TokenLoss
 from distill.losses.chunked import chunked_objective
 from distill.types import IGNORE_INDEX, Outputs
 
@@ -88,12 +90,35 @@ class Case:
         named = {"it": losses} if isinstance(losses, TokenLoss) else losses
         student = self.student()
         weights = weights or dict.fromkeys(named, 1.0)
-        total, _ = chunked_objective(student, self.teacher(), self.labels, named, weights, self.num_classes, chunk)
+        total, _, _ = chunked_objective(student, self.teacher(), self.labels, named, weights, self.num_classes, chunk)
         total.backward()
         weight = next(student.head.parameters())
         assert student.features.grad is not None
         assert weight.grad is not None
         return Result(total.detach(), student.features.grad, weight.grad)
+
+
+def counts(num_classes: int) -> Tensor:
+    """How often each class occurs in the training data of `setting`: from 1 to 50, never 0, in no order."""
+    return 1 + (torch.arange(num_classes) * 7) ** 2 % 50
+
+
+def setting(num_classes: int, unit: str = "sample", **changes: Any) -> Setting:
+    """Give what a term is prepared with: `counts`, and models of 2 and 4 layers that need not exist."""
+    student = Layers("model.student", ("layers.0", "layers.1"), 6, 2, None, (), "eager")
+    teacher = Layers("model.teacher", tuple(f"layers.{i}" for i in range(4)), 10, 2, None, (), "eager")
+    given: dict[str, Any] = {
+        "key": "model.losses.it",
+        "unit": unit,
+        "num_classes": num_classes,
+        "class_counts": lambda: counts(num_classes),
+        "class_name": lambda i: f"class{i}",
+        "num_samples": int(counts(num_classes).sum()),
+        "batch_size": 8,
+        "student": student,
+        "teacher": teacher,
+    }
+    return Setting(**(given | changes))
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

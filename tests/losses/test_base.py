@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.losses.base import Divergence, soften
+from distill.losses.base import Divergence
+from distill.losses.support import Distribution
 from distill.schedule import Cosine
 
 
 class Gap(Divergence):
     """Squared distance of the softened log-probabilities: simple enough to differentiate by hand."""
 
-    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+    def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         return (student_logp_NV - teacher_logp_NV).square().sum(-1)
 
 
@@ -20,16 +21,16 @@ def test_softened_log_probabilities_are_those_of_the_divided_logits(temperature:
     torch.manual_seed(0)
     logits = 3 * torch.randn(5, 11, dtype=torch.float64)
     expected = torch.log(torch.exp(logits / temperature) / torch.exp(logits / temperature).sum(-1, keepdim=True))
-    torch.testing.assert_close(soften(logits.log_softmax(-1), temperature), expected)
+    torch.testing.assert_close(Distribution(logits).logp(temperature), expected)
 
 
 def test_the_factor_is_in_value_and_gradient() -> None:
     torch.manual_seed(0)
-    teacher, labels = torch.randn(4, 6).log_softmax(-1), torch.zeros(4, dtype=torch.long)
+    teacher, labels = Distribution(torch.randn(4, 6)), torch.zeros(4, dtype=torch.long)
     results = []
     for t_squared in (True, False):
         student = torch.linspace(-1, 1, 24).view(4, 6).requires_grad_()
-        value = Gap(3.0, t_squared)(student.log_softmax(-1), teacher, labels)
+        value = Gap(3.0, t_squared)(Distribution(student), teacher, labels)
         value.sum().backward()
         results.append((value.detach(), student.grad))
     for with_factor, without in zip(*results, strict=True):

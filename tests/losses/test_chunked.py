@@ -11,6 +11,7 @@ from distill.losses.base import TokenLoss
 from distill.losses.chunked import chunk_size, chunked_objective, chunks, flatten
 from distill.losses.divergence import ForwardKL
 from distill.losses.hard import CrossEntropy
+from distill.losses.support import Distribution
 from distill.types import IGNORE_INDEX, Outputs
 from tests.losses.dense import Case, assert_close, gap, linear
 from tests.losses.test_divergence import reference_ForwardKL
@@ -59,7 +60,7 @@ def test_two_weighted_losses_equal_dense_autograd(mask: str, chunk: int) -> None
 
 def test_each_terms_own_sum_is_unweighted_and_detached() -> None:
     case = Case.random(dtype=torch.float64)
-    total, sums = chunked_objective(case.student(), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
+    total, sums, _ = chunked_objective(case.student(), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
     assert list(sums) == ["ce", "kd"]
     assert gap(sums["ce"], case.dense(reference_CrossEntropy).value) < 1e-12
     assert gap(total.detach(), 0.3 * sums["ce"] + 1.7 * sums["kd"]) < 1e-12
@@ -71,7 +72,7 @@ def test_what_comes_after_scales_the_gradient() -> None:
     case = Case.random(dtype=torch.float64)
     once = case.chunked(BOTH, WEIGHTS)
     student = case.student()
-    total, _ = chunked_objective(student, case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
+    total, _, _ = chunked_objective(student, case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
     (total / 7 + 5).backward()
     assert student.features.grad is not None
     assert gap(student.features.grad, once.features / 7) < 1e-12
@@ -84,7 +85,7 @@ def test_a_head_with_bias_and_a_transform() -> None:
     found, expected = ([x.clone().requires_grad_() for x in (features, weight, bias)] for _ in range(2))
 
     head = nn.Sequential(linear(found[1].detach(), found[2].detach()), nn.Tanh())
-    total, _ = chunked_objective(Outputs(found[0], head), None, labels, {"ce": CrossEntropy()}, {"ce": 1.0}, 6, 5)
+    total, _, _ = chunked_objective(Outputs(found[0], head), None, labels, {"ce": CrossEntropy()}, {"ce": 1.0}, 6, 5)
     total.backward()
     F.cross_entropy(F.linear(expected[0], expected[1], expected[2]).tanh().flatten(0, 1), labels.flatten(), reduction="sum").backward()
     for ours, reference in zip((found[0], *head.parameters()), expected, strict=True):
@@ -98,7 +99,7 @@ def test_a_tied_weight_gets_the_sum_of_both_gradients() -> None:
 
     head = linear(weight)
     trunk = F.embedding(ids, head.weight).cumsum(1)  # the same Parameter in the trunk and in the head
-    total, _ = chunked_objective(Outputs(trunk, head), Outputs(teacher, nn.Identity()), labels, BOTH, WEIGHTS, 9, 3)
+    total, _, _ = chunked_objective(Outputs(trunk, head), Outputs(teacher, nn.Identity()), labels, BOTH, WEIGHTS, 9, 3)
     total.backward()
 
     leaf = weight.clone().requires_grad_()
@@ -115,7 +116,7 @@ def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
         student, teacher = case.student(), case.teacher()
         student.head.requires_grad_(trainable)
         with Recorder() as seen:
-            total, _ = chunked_objective(student, teacher, case.labels, BOTH, WEIGHTS, case.num_classes, 4)
+            total, _, _ = chunked_objective(student, teacher, case.labels, BOTH, WEIGHTS, case.num_classes, 4)
         total.backward()
         products[trainable] = seen.products
         assert student.features.grad is not None
@@ -126,7 +127,7 @@ def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
 def test_a_trained_head_on_frozen_features() -> None:
     case = Case.random(dtype=torch.float64)
     head = linear(case.student_weight)
-    total, _ = chunked_objective(Outputs(case.student_features, head), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
+    total, _, _ = chunked_objective(Outputs(case.student_features, head), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
     total.backward()
     assert gap(_grad(head.weight), case.chunked(BOTH, WEIGHTS).weight) < 1e-12
 
@@ -148,7 +149,7 @@ def test_extra_parameters_of_a_head_get_gradients() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(2, 6, dtype=torch.float64), torch.randn(16, 2, dtype=torch.float64)
     head = LowRankHead(case.student_weight, a, b)
-    total, _ = chunked_objective(Outputs(case.student_features, head), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
+    total, _, _ = chunked_objective(Outputs(case.student_features, head), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
     total.backward()
 
     leaf_a, leaf_b, valid = a.clone().requires_grad_(), b.clone().requires_grad_(), case.labels != IGNORE_INDEX
@@ -169,8 +170,8 @@ class Focal(TokenLoss):
         super().__init__()
         self.scale = nn.Parameter(torch.linspace(0.5, 2, num_classes, dtype=torch.float64))
 
-    def forward(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
-        return self.scale[labels_N] * F.nll_loss(student_logp_NV, labels_N, reduction="none")
+    def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
+        return self.scale[labels_N] * F.nll_loss(student.logp(), labels_N, reduction="none")
 
 
 def test_a_parameter_of_a_loss_gets_its_gradient() -> None:
@@ -202,7 +203,7 @@ def test_under_autocast(measured_before: bool) -> None:
         if measured_before:  # autocast keeps the cast weight: one that was cast without a graph must not be used with one
             with torch.no_grad():
                 chunked_objective(Outputs(student.features, head), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes)
-        total, _ = chunked_objective(Outputs(student.features, head), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 7)
+        total, _, _ = chunked_objective(Outputs(student.features, head), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 7)
     total.backward()
     assert total.dtype == torch.float32
     assert _grad(student.features).dtype == torch.float32
@@ -215,7 +216,7 @@ def test_bfloat16_head_gradient_is_summed_in_float32() -> None:
     # 600 equal contributions: summed in bf16, one at a time, the sum would stop at 256 times the first
     features, head = torch.ones(1, 600, 1, dtype=torch.bfloat16), linear(torch.zeros(2, 1, dtype=torch.bfloat16))
     labels = torch.zeros(1, 600, dtype=torch.long)
-    total, _ = chunked_objective(Outputs(features, head), None, labels, {"ce": CrossEntropy()}, {"ce": 1.0}, 2, 1)
+    total, _, _ = chunked_objective(Outputs(features, head), None, labels, {"ce": CrossEntropy()}, {"ce": 1.0}, 2, 1)
     total.backward()
     assert _grad(head.weight).flatten().tolist() == [-300.0, 300.0]  # (q − 1, q) with q = 1/2, times 600
 
@@ -227,7 +228,7 @@ def test_a_loss_scale_protects_a_float16_head() -> None:
     teacher = logits + 0.01 * torch.randn(32, 32000)  # a student that is close, as late in training
     x, head = features[None].requires_grad_(), linear(weight)
     labels = torch.zeros(1, 32, dtype=torch.long)
-    total, _ = chunked_objective(
+    total, _, _ = chunked_objective(
         Outputs(x, head), Outputs(teacher[None], nn.Identity()), labels, {"kd": ForwardKL(2.0)}, {"kd": 1.0}, 32000
     )
     (total * 1024).backward()  # what a GradScaler does
@@ -242,7 +243,7 @@ def test_a_loss_scale_protects_a_float16_head() -> None:
 
 def test_backward_twice_is_refused() -> None:
     case = Case.random()
-    total, _ = chunked_objective(case.student(), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes)
+    total, _, _ = chunked_objective(case.student(), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes)
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="gradient was already used; call backward once per forward"):
         total.backward()
@@ -251,7 +252,7 @@ def test_backward_twice_is_refused() -> None:
 def test_without_grad_mode_there_are_only_values() -> None:
     case = Case.random(dtype=torch.float64)
     with torch.no_grad():
-        total, sums = chunked_objective(case.student(), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
+        total, sums, _ = chunked_objective(case.student(), case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes, 3)
     assert not total.requires_grad
     assert gap(total, case.chunked(BOTH, WEIGHTS).value) < 1e-12
     assert gap(total, 0.3 * sums["ce"] + 1.7 * sums["kd"]) < 1e-12
@@ -260,7 +261,7 @@ def test_without_grad_mode_there_are_only_values() -> None:
 def test_an_all_masked_batch_gives_zeros() -> None:
     case = Case.random(mask="all")
     student = case.student()
-    total, sums = chunked_objective(student, case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes)
+    total, sums, _ = chunked_objective(student, case.teacher(), case.labels, BOTH, WEIGHTS, case.num_classes)
     total.backward()
     assert total.item() == 0
     assert all(value.item() == 0 for value in sums.values())
@@ -278,7 +279,7 @@ def test_masked_positions_get_a_gradient_of_exactly_zero() -> None:
 
 def test_no_token_loss_at_all() -> None:
     case = Case.random()
-    total, sums = chunked_objective(case.student(), case.teacher(), case.labels, {}, {}, case.num_classes)
+    total, sums, _ = chunked_objective(case.student(), case.teacher(), case.labels, {}, {}, case.num_classes)
     assert total.item() == 0
     assert sums == {}
 
@@ -325,7 +326,7 @@ def test_no_tensor_of_tokens_times_classes_exists(chunk: int | None, share: floa
     case = Case.random(shape=(1, n), num_classes=v, padding=(0, 64), widths=(16, 24), mask="none")
     student, teacher = case.student(), case.teacher()
     with Recorder() as seen:
-        total, _ = chunked_objective(student, teacher, case.labels, BOTH, WEIGHTS, v, chunk)
+        total, _, _ = chunked_objective(student, teacher, case.labels, BOTH, WEIGHTS, v, chunk)
         total.backward()
     assert seen.largest <= share * n * v
 

@@ -5,9 +5,8 @@ import torch
 from scipy.stats import entropy  # type: ignore[import-untyped]
 from torch import Tensor
 
-from distill.losses.base import soften
 from distill.losses.divergence import ForwardKL, forward_kl
-from distill.losses.support import log_probs
+from distill.losses.support import Distribution, log_probs
 from distill.schedule import Linear
 from distill.types import ConfigError
 
@@ -41,15 +40,9 @@ def test_softened_by_t_and_multiplied_by_t_squared(temperature: float) -> None:
     student, teacher = torch.randn(6, 9, dtype=torch.float64), torch.randn(6, 9, dtype=torch.float64)
     p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
     expected = torch.as_tensor(entropy(p, q, axis=-1))
-    logp = log_probs(student, 9), log_probs(teacher, 9)
+    logp = Distribution(student), Distribution(teacher)
     torch.testing.assert_close(ForwardKL(temperature)(*logp, None), temperature**2 * expected)
     torch.testing.assert_close(ForwardKL(temperature, t_squared=False)(*logp, None), expected)
-
-
-def test_soften_is_the_softmax_of_the_divided_logits() -> None:
-    torch.manual_seed(2)
-    logits = 5 * torch.randn(4, 9, dtype=torch.float64)
-    torch.testing.assert_close(soften(logits.log_softmax(-1), 3.0).exp(), (logits / 3.0).softmax(-1))
 
 
 def test_temperature_follows_its_schedule() -> None:
@@ -57,7 +50,7 @@ def test_temperature_follows_its_schedule() -> None:
     assert loss.scheduled() == {"temperature": 4.0}
     loss.at(5, 10)
     assert loss.scheduled() == {"temperature": 3.0}
-    student, teacher = torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.6, 0.4]]).log()
+    student, teacher = (Distribution(torch.tensor([p]).log()) for p in ([0.2, 0.8], [0.6, 0.4]))
     assert loss(student, teacher, None).item() == pytest.approx(ForwardKL(3.0)(student, teacher, None).item())
 
 
@@ -78,7 +71,7 @@ def test_close_distributions_at_high_temperature(temperature: float, noise: floa
     torch.manual_seed(0)
     student = 2 * torch.randn(32, 32000)
     teacher = student + noise * torch.randn(32, 32000)
-    value = ForwardKL(temperature)(log_probs(student, 32000), log_probs(teacher, 32000), None)
+    value = ForwardKL(temperature)(Distribution(student), Distribution(teacher), None)
     true = reference_ForwardKL(student.double(), teacher.double(), torch.zeros(32), temperature)
     assert (value >= 0).all()
     assert ((value - true) / true).abs().max() <= 1e-2

@@ -4,7 +4,7 @@ from sklearn.metrics import log_loss  # type: ignore[import-untyped]
 from torch import Tensor
 
 from distill.losses.hard import CrossEntropy, cross_entropy
-from distill.losses.support import log_probs
+from distill.losses.support import Distribution, log_probs
 
 
 def reference_CrossEntropy(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:  # noqa: N802
@@ -29,4 +29,4 @@ def test_against_sklearn() -> None:
 def test_needs_no_teacher() -> None:
     logp = torch.tensor([[0.5, 0.5]]).log()
     assert CrossEntropy.needs_teacher is False
-    assert CrossEntropy()(logp, None, torch.tensor([0])).item() == pytest.approx(0.6931472)
+    assert CrossEntropy()(Distribution(logp), None, torch.tensor([0])).item() == pytest.approx(0.6931472)

@@ -80,7 +80,7 @@ def test_training_a_student_leaves_it_as_it_was(tmp_path: Path) -> None:
     task, batch, labels = CausalLM(), {"input_ids": tokens()}, tokens()
     values = []
     for _ in range(5):
-        total, _ = chunked_objective(task.outputs(student, batch), teacher(batch), labels, {"kd": ForwardKL()}, {"kd": 1 / 12}, VOCAB)
+        total, _, _ = chunked_objective(task.outputs(student, batch), teacher(batch), labels, {"kd": ForwardKL()}, {"kd": 1 / 12}, VOCAB)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -1,18 +1,10 @@
-"""Balancers turn the terms of the objective into one number."""
+"""Weights that do not move."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+from distill.balance.base import Balancer
 from distill.types import ConfigError
-
-
-class Balancer(ABC):
-    """Gives each term its weight in the objective `Σ_i w_i L_i`."""
-
-    @abstractmethod
-    def weights(self, names: Iterable[str]) -> dict[str, float]:
-        """Give the weight of every named term, ≥ 0."""
 
 
 class FixedWeights(Balancer):
@@ -31,9 +23,11 @@ class FixedWeights(Balancer):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"balancer: the weight of '{name}' must be finite and ≥ 0, got {value}")
 
-    def weights(self, names: Iterable[str]) -> dict[str, float]:
+    def start(self, names: Sequence[str]) -> None:
+        """Look for weights of no term."""
+        if unknown := set(self.fixed) - set(names):
+            raise ConfigError(f"balancer: weights for {sorted(unknown)}, but model.losses has {list(names)}")
+
+    def weights(self, names: Sequence[str]) -> dict[str, float]:
         """Give the fixed weights, 1 where none is set."""
-        terms = list(names)
-        if unknown := set(self.fixed) - set(terms):
-            raise ConfigError(f"balancer: weights for {sorted(unknown)}, but model.losses has {terms}")
-        return {name: float(self.fixed.get(name, 1.0)) for name in terms}
+        return {name: float(self.fixed.get(name, 1.0)) for name in names}

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from distill.balance import FixedWeights
+from distill.balance.fixed import FixedWeights
 from distill.types import ConfigError
 
 

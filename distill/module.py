@@ -2,21 +2,24 @@
 
 import os
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from distill.balance.base import Balancer
+from distill.balance.base import Balancer, Measured
+from distill.balance.branch import Branch
 from distill.balance.fixed import FixedWeights
+from distill.balance.gram import gram
 from distill.checks import check_length, check_packing
 from distill.data.base import DistillData
-from distill.losses.base import Loss, Term, TokenLoss
+from distill.layers import layers_of
+from distill.losses.base import Loss, Setting, Term, TokenLoss
 from distill.losses.chunked import chunked_objective
 from distill.losses.hard import CrossEntropy
 from distill.losses.measure import measure
@@ -25,6 +28,7 @@ from distill.students.base import Student
 from distill.tasks import Task
 from distill.teachers.base import Teacher
 from distill.types import Batch, ConfigError, Outputs, TrainingError
+from distill.window import Micro, Window
 
 
 class DistillModule(pl.LightningModule):
@@ -63,7 +67,7 @@ class DistillModule(pl.LightningModule):
         self.student: nn.Module | None = None
         self.expected: dict[str, Any] = {}
         self._check_losses()
-        self._window = _Window()
+        self._window = Window()
 
     def _check_losses(self) -> None:
         if not self.losses:
@@ -71,12 +75,15 @@ class DistillModule(pl.LightningModule):
         needing = [name for name, loss in self.terms.items() if loss.needs_teacher]
         if self.teacher is None and needing:
             raise ConfigError(f"model.losses: {needing} need a teacher, but model.teacher is not set; set it, or keep only hard losses")
-        self.balancer.weights(self.terms)
+        self.balancer.start(list(self.terms))
 
     def forget_teacher(self) -> None:
-        """Train the student alone: on its losses that need no teacher, each weighing 1; on cross-entropy where there are none."""
-        hard = {name: loss for name, loss in self.terms.items() if not loss.needs_teacher}
-        self.teacher, self.losses, self.balancer = None, nn.ModuleDict(hard or {"ce": CrossEntropy()}), FixedWeights()
+        """Train the student alone: on its losses that need no teacher, the heaviest weighing 1; on cross-entropy where there are none."""
+        hard = {name: loss for name, loss in self.terms.items() if not loss.needs_teacher} or {"ce": CrossEntropy()}
+        weights = self.balancer.weights(list(hard))
+        heaviest = max(weights.values()) or 1.0
+        self.teacher, self.losses = None, nn.ModuleDict(hard)
+        self.balancer = FixedWeights({name: weight / heaviest for name, weight in weights.items()})
 
     @property
     def terms(self) -> dict[str, Term]:
@@ -91,9 +98,14 @@ class DistillModule(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        """Take the task from the data, and what the models' configs must say for them."""
+        """Take the task from the data, and what the models' configs must say for them; ready the teacher: the terms look at its layers."""
         self.task: Task = self.data.task()
         self.expected = self.data.model_config()
+        if self.teacher is not None:
+            self.teacher.setup(self.task, self.trainer.strategy.root_device, self._dtypes()[0])
+            self.teacher.check(self.data.tokenizer, self.expected)
+            for model in self.teacher.models():
+                self._check_rows(model, "model.teacher")
 
     def configure_model(self) -> None:
         """Make or load the student; a new one depends on the global seed alone, whatever has drawn random numbers before."""
@@ -101,6 +113,22 @@ class DistillModule(pl.LightningModule):
             with isolate_rng():
                 torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
                 self.student = self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, self._dtypes()[1])
+                self._prepare_terms(self.student)
+
+    def _prepare_terms(self, student: nn.Module) -> None:
+        teachers = [] if self.teacher is None else self.teacher.models()
+        common: dict[str, Any] = {
+            "unit": self.task.unit,
+            "num_classes": self.data.num_classes,
+            "class_counts": lambda: self.data.class_counts(),
+            "class_name": lambda index: self.data.class_name(index),
+            "num_samples": len(self.data.train_set),
+            "batch_size": self.data.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size,
+            "student": layers_of(student, "model.student"),
+            "teacher": layers_of(teachers[0], "model.teacher") if teachers else None,
+        }
+        for name, term in self.terms.items():
+            term.prepare(Setting(key=f"model.losses.{name}", **common))
 
     def _check_rows(self, model: nn.Module, who: str) -> None:
         check_length(model, self.data.max_length, who)
@@ -113,37 +141,25 @@ class DistillModule(pl.LightningModule):
         compute = {"bf16": torch.bfloat16, "16": torch.float16}.get(kind, torch.float32)
         return compute, compute if mode == "true" else torch.float32
 
-    def _ready_teacher(self) -> None:
-        if self.teacher is not None:
-            self.teacher.setup(self.task, self.device, self._dtypes()[0])
-            self.teacher.check(self.data.tokenizer, self.expected)
-            for model in self.teacher.models():
-                self._check_rows(model, "model.teacher")
-
     def on_fit_start(self) -> None:
-        """Ready the teacher once devices are known; refuse rows that the student mixes up, and a window that the loader does not count."""
+        """Refuse rows that the student mixes up, and a window that the loader does not count."""
         assert self.student is not None, "configure_model comes first"
         self._check_rows(self.student, "model.student")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigError("GradientAccumulationScheduler changes the global batch in mid-training; use trainer.accumulate_grad_batches")
-        self._ready_teacher()
 
     def on_train_start(self) -> None:
         """Look once more: a teacher that moves is silently wrong."""
         if self.teacher is not None:
             self.teacher.assert_frozen()
 
-    def on_validation_start(self) -> None:
-        """Ready the teacher, where validation runs by itself; in a fit it is ready already."""
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            self._ready_teacher()
-
-    def on_test_start(self) -> None:
-        """Ready the teacher, where testing runs by itself."""
-        self._ready_teacher()
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the balancer's state."""
+        checkpoint["balancer"] = self.balancer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let Lightning count micro-batches from where the data go on."""
+        """Take the balancer's state back, and let Lightning count micro-batches from where the data go on."""
+        self.balancer.load_state_dict(checkpoint["balancer"])
         self.data.realign(checkpoint)
 
     # ---- one step
@@ -157,28 +173,61 @@ class DistillModule(pl.LightningModule):
         teacher = None if self.teacher is None else self.teacher(batch, {t for loss in taps for t in loss.teacher_taps})
         return student, teacher
 
-    def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the weighted sum over this micro-batch's valid positions (differentiable), and each term's own sum (detached), in nats."""
+    def objective(self, batch: Batch, norms: bool = False, exact: bool = False) -> Micro:
+        """Evaluate the weighted sum over this micro-batch's valid positions.
+
+        Args:
+            batch: the micro-batch.
+            norms: whether to measure each term's gradient at its branch point.
+            exact: whether to measure the gradients on the parameters, at one `autograd.grad` a term.
+        """
         student, teacher = self.forward_both(batch)
-        weights = self.balancer.weights(self.terms)
-        token = {name: loss for name, loss in self.terms.items() if isinstance(loss, TokenLoss)}
-        total, sums, _ = chunked_objective(student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk)
-        for name, loss in self.terms.items():
-            if isinstance(loss, Loss):
-                value = loss(student, teacher, batch)
+        assert self.student is not None, "configure_model comes first"
+        weights = self.balancer.weights(list(self.terms))
+        products = (
+            gram(lambda name: self._evaluate_terms([name], student, teacher, batch).total, list(self.terms), self.student)
+            if exact
+            else None
+        )
+        return self._evaluate_terms(list(self.terms), student, teacher, batch, weights, norms)._replace(gram=products)
+
+    def _evaluate_terms(
+        self,
+        names: list[str],
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        weights: dict[str, float] | None = None,
+        norms: bool = False,
+    ) -> Micro:
+        weights = weights or dict.fromkeys(names, 1.0)
+        token = {name: loss for name in names if isinstance(loss := self.losses[name], TokenLoss)}
+        total, sums, squares = chunked_objective(
+            student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk, norms
+        )
+        branches = {}
+        for name in names:
+            if isinstance(loss := self.losses[name], Loss):
+                branch = branches[name] = Branch({tap: student.taps[tap] for tap in loss.student_taps}, norms)
+                value = branch.of(loss(replace(student, taps=branch.taps), teacher, batch))
                 total = total + weights[name] * value
                 sums[name] = value.detach()
-        return total, {name: sums[name] for name in self.terms}
+        return Micro(total, {name: sums[name] for name in names}, squares, branches, norms)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Evaluate the objective; Lightning divides by the accumulation and DDP by the ranks, so both are multiplied back in."""
         for loss in self.terms.values():
             loss.at(self.global_step, self._total_steps())
         self._seed()
-        total, sums = self.objective(batch)
+        norms = self.balancer.wants_norms(self.global_step) or self._logs_now()
+        micro = self.objective(batch, norms, exact=not self._window.parts and self.balancer.wants_gram(self.global_step))
         count = self.trainer.strategy.reduce(batch["num_valid"].clone(), reduce_op="sum").clamp(min=1)
-        self._window.add(total.detach(), sums, batch, count)
-        return total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / count)
+        self._window.add(micro, batch, count)
+        return micro.total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / count)
+
+    def _logs_now(self) -> bool:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # the Trainer sets it without declaring it
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def _seed(self) -> None:
         # Dropout as a function of (seed, step, micro-batch, rank): a resumed run draws what an uninterrupted one would, without any state
@@ -198,23 +247,32 @@ class DistillModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the means over the global batch, and stop all ranks alike where one is not finite, before the weights are touched."""
-        sums = self.trainer.strategy.reduce(self._window.sums(), reduce_op="sum") / self._window.count
+        window, self._window = self._window, Window()
+        means, measured = window.measured(list(self.terms), lambda x: self.trainer.strategy.reduce(x, reduce_op="sum"))
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).to(sums)  # 0 where a strategy keeps the gradients to itself
-        means = dict(zip(["loss", *self.terms, "grad_norm"], torch.cat([sums, norm[None]]).tolist(), strict=True))
-        ids = self._window.ids
-        self._window = _Window()
+        norm = float(torch.nn.utils.get_total_norm(gradients))  # 0 where a strategy keeps the gradients to itself
         scaled = str(self.trainer.precision) == "16-mixed"  # a GradScaler skips such a step by itself, and tries a lower scale
-        if bad := [f"{k} is {v}" for k, v in means.items() if not abs(v) < float("inf") and not (scaled and k == "grad_norm")]:
+        looked_at = means if scaled else means | {"grad_norm": norm}
+        if bad := [f"{k} is {v}" for k, v in looked_at.items() if not abs(v) < float("inf")]:
             raise TrainingError(
                 f"step {self.global_step}: {', '.join(bad)}; the weights are as the step before left them. Training rows of this batch on "
-                f"this rank: {[i for part in ids for i in part.tolist()]}. Try a lower model.optimizer.lr, trainer.gradient_clip_val=1, or "
-                "trainer.precision=32-true"
+                f"this rank: {window.rows()}. Try a lower model.optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true"
             )
-        self.log("train/grad_norm", means.pop("grad_norm"))
+        self.log("train/grad_norm", norm)
         self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
-        knobs = {f"train/{n}_{k}": v for n, loss in self.terms.items() for k, v in loss.scheduled().items()}
-        self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **knobs})
+        self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **self._figures(measured)})
+        self.balancer.update(measured)
+
+    def _figures(self, measured: Measured) -> dict[str, float]:
+        """What is logged of each term beside its loss."""
+        weights = self.balancer.weights(list(self.terms))
+        figures = {f"{n}_{k}": v for n, loss in self.terms.items() for k, v in loss.scheduled().items()}
+        figures |= {f"{name}_weight": weight for name, weight in weights.items()}
+        figures |= {f"{name}_weighted": weights[name] * value for name, value in measured.losses.items()}
+        figures |= {f"{name}_grad_norm": value for name, value in measured.norms.items()}
+        if measured.gram is not None:
+            figures |= {f"{n}_grad_norm_exact": v for n, v in zip(self.terms, measured.gram.diagonal().sqrt().tolist(), strict=True)}
+        return {f"train/{name}": value for name, value in figures.items()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the measures of the validation set, each weighted by its valid positions."""
@@ -238,20 +296,3 @@ class DistillModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimise the student, and the losses' own parameters where they have any."""
         return self.optimizer.build(self.named_parameters(), self._total_steps())
-
-
-class _Window:
-    """What one accumulation window gathers for the log: sums, the global count, the rows."""
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-        self.ids: list[Tensor] = []
-        self.count: Tensor | float = 1.0
-
-    def add(self, total: Tensor, sums: dict[str, Tensor], batch: Batch, count: Tensor) -> None:
-        self.parts.append(torch.stack([total, *sums.values()]))
-        self.ids.append(batch["sample_ids"])
-        self.count = count
-
-    def sums(self) -> Tensor:
-        return torch.stack(self.parts).sum(0)

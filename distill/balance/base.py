@@ -29,12 +29,12 @@ class Balancer(ABC):
     """Gives each term its weight w_i ≥ 0 in the objective `Σ_i w_i L_i`. What is measured in a step acts from the next one on.
 
     Attributes:
-        exact_every: optimizer steps between two measurements of the gradients on the parameters (one `autograd.grad` per term); 0 for never.
+        exact_every: optimizer steps between two measurements of the gradients on the parameters, at one `autograd.grad` per term; 0: never.
     """
 
     exact_every: int = 0
 
-    def start(self, names: Sequence[str]) -> None:
+    def start(self, names: Sequence[str]) -> None:  # noqa: B027  # most have nothing to do
         """Learn the terms' names, in order; called before the first step, and again with the same names after a restart.
 
         Raises:
@@ -53,12 +53,12 @@ class Balancer(ABC):
         """Whether the gradients on the parameters are to be measured in optimizer step `step`."""
         return self.exact_every > 0 and step % self.exact_every == 0
 
-    def update(self, measured: Measured) -> None:
+    def update(self, measured: Measured) -> None:  # noqa: B027
         """Take in what an optimizer step measured; called after every one."""
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run must know."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Take it back."""

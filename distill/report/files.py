@@ -15,10 +15,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text to `path`, replacing what was there."""
+    write_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a new file beside `path`, then put it in the place of `path`."""
     beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+    write(beside)
+    with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)
 

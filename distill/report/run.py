@@ -9,12 +9,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from safetensors.torch import save_file
 
 from distill import hub
 from distill.callbacks.wandb import wandb_logger
 from distill.module import DistillModule
 from distill.report import tables
-from distill.report.files import write_folder, write_json, write_text
+from distill.report.files import write_file, write_folder, write_json, write_text
 from distill.report.quality import evaluate, retention, student_part, teacher_part
 from distill.students.lora import merged
 from distill.types import ConfigError
@@ -91,9 +92,11 @@ class Run(pl.Callback):
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
         if trainer.is_global_zero:  # before measuring: whatever goes wrong there, the student is safe
             write_folder(self.folder / "student", lambda path: save_student(module, path))
+            save_losses(module, self.folder / "losses.safetensors")
         models = self._measure(trainer, module) if self.before["count"] else {}
         if trainer.is_global_zero:
-            write_json(self.folder / "report.json", {"unit": module.task.unit, "steps": trainer.global_step, "models": models})
+            report = {"unit": module.task.unit, "steps": trainer.global_step, "models": models, "losses": describe_losses(module)}
+            write_json(self.folder / "report.json", report)
             if models:
                 tables.show(tables.results(models, module.task.unit))
             else:
@@ -126,11 +129,13 @@ def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
     """The rows of the banner."""
     student = hub.describe(module.student)
     micro, accumulate, ranks = module.data.batch_size, trainer.accumulate_grad_batches, trainer.world_size
-    weights = module.balancer.weights(module.terms)
+    weights = module.balancer.weights(list(module.terms))
     rows = {
         "teacher": "none: plain training",
         "student": f"{module.recipe_of_student.name} · {_size(student)} · {student['trainable'] / student['parameters']:.0%} trainable",
         "losses": " + ".join(f"{weights[name]:g} × {name} ({type(loss).__name__})" for name, loss in module.terms.items()),
+        "balancer": type(module.balancer).__name__,
+        **{f"  {name}": " · ".join(lines) for name, loss in module.terms.items() if (lines := loss.summary())},
         "precision": str(trainer.precision),
         "batch": f"{micro * accumulate * ranks} = {micro} × {accumulate} accumulated × {ranks} ranks",
         "tokens per step": f"{module.data.max_length * micro * accumulate * ranks:,} at most",
@@ -148,6 +153,20 @@ def save_student(module: DistillModule, path: Path) -> None:
     assert module.student is not None, "configure_model comes first"
     merged(module.student).save_pretrained(path)
     module.data.tokenizer.save_pretrained(path)
+
+
+def save_losses(module: DistillModule, path: Path) -> None:
+    """Write what the terms have learned themselves, e.g. projectors, beside the student; nothing where they have learned nothing."""
+    if tensors := {name: tensor.contiguous() for name, tensor in module.losses.state_dict().items()}:
+        write_file(path, lambda beside: save_file(tensors, beside))
+
+
+def describe_losses(module: DistillModule) -> dict[str, dict[str, Any]]:
+    """What each term is, its last weight, and what it settled before training, e.g. which layer is matched with which."""
+    weights = module.balancer.weights(list(module.terms))
+    return {
+        name: {"class": type(loss).__name__, "weight": weights[name], "settled": loss.summary()} for name, loss in module.terms.items()
+    }
 
 
 def _size(described: dict[str, Any]) -> str:

@@ -338,3 +338,27 @@ def test_no_tensor_of_tokens_times_classes_exists(chunk: int | None, share: floa
 def _grad(tensor: Tensor) -> Tensor:
     assert tensor.grad is not None
     return tensor.grad
+
+
+# ---- norms
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("mask", ["none", "some", "all"])
+def test_squares_are_those_of_each_terms_own_gradient(mask: str, chunk: int) -> None:
+    case = Case.random(mask=mask, dtype=torch.float64)
+    losses = {"ce": CrossEntropy(), "kd": ForwardKL()}
+    plain, _, none = chunked_objective(case.student(), case.teacher(), case.labels, losses, WEIGHTS, case.num_classes, chunk)
+    total, _, squares = chunked_objective(case.student(), case.teacher(), case.labels, losses, WEIGHTS, case.num_classes, chunk, norms=True)
+    assert none == {}
+    assert gap(total, plain) < 1e-12
+    for name, reference in (("ce", reference_CrossEntropy), ("kd", reference_ForwardKL)):
+        assert gap(squares[name], case.dense(reference).features.square().sum()) < 1e-12
+
+
+def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case.random(shape=(1, 9), mask="none", dtype=torch.float64)
+    whole = case.chunked(BOTH, WEIGHTS, chunk=9)
+    for rows in (1, 2, 4):
+        monkeypatch.setattr("distill.losses.chunked.block_size", lambda *_, rows=rows: rows)
+        assert_close(case.chunked(BOTH, WEIGHTS, chunk=9), whole, 1e-12)

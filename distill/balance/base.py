@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from distill.types import ConfigError
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -62,3 +64,16 @@ class Balancer(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Take it back."""
+
+
+def want_several(balancer: Balancer, names: Sequence[str]) -> None:
+    """Refuse to balance fewer than two terms.
+
+    Raises:
+        ConfigError: there is nothing to balance.
+    """
+    if len(names) < 2:
+        raise ConfigError(
+            f"model.balancer: {type(balancer).__name__} balances at least two terms against each other, but got {list(names)}; "
+            "add a term to model.losses (or a share, where it is 0), or use FixedWeights"
+        )

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from distill.balance.base import Balancer, Measured
-from distill.balance.gradnorm import want_several
+from distill.balance.base import Balancer, Measured, want_several
 from distill.types import ConfigError
 
 
@@ -71,7 +70,7 @@ class JacobianAggregator(Balancer):
             self.current.update(zip([self.names[i] for i in known], self._solve(gram, len(self.names)), strict=True))
 
     def _solve(self, gram: Tensor, num_terms: int) -> list[float]:
-        # The methods weigh k' terms as 1/k' each where none conflict; as part of k terms they have k'/k of the weight
+        # Among k' terms weights are about 1/k', among all k about 1/k: the k' together have k'/k of what they would have alone
         weights = self.weighting(gram / gram.diagonal().max()) * (len(gram) / num_terms)
         return torch.as_tensor(weights).clamp(min=0).tolist()  # -1e-17 by rounding
 

@@ -3,7 +3,7 @@
 import math
 
 from distill.balance.base import Measured
-from distill.balance.gradnorm import Shared, usable
+from distill.balance.following import Shared, usable
 
 
 class LossRatio(Shared):

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from distill.balance.base import Balancer, Measured
-from distill.balance.gradnorm import want_several
+from distill.balance.base import Balancer, Measured, want_several
 from distill.types import ConfigError
 
 LIMIT = 10.0  # |s| stays below, so that weights lie in [2.3e-5, 1.1e4] whatever the loss, also where s has no fixed point (L ≤ 0)

@@ -32,4 +32,4 @@ def test_an_infinite_weight_is_refused() -> None:
 
 def test_a_weight_for_no_term_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"weights for \['dk'\], but model.losses has \['ce', 'kd'\]"):
-        FixedWeights({"dk": 1.0}).weights(["ce", "kd"])
+        FixedWeights({"dk": 1.0}).start(["ce", "kd"])

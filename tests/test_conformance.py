@@ -87,7 +87,7 @@ def agrees_with_the_reference(cls: type[TokenLoss], reference: Reference) -> Non
 def agrees_in_bfloat16(cls: type[TokenLoss], reference: Reference) -> None:
     for i, given in enumerate(variants(cls)):
         case = Case.random(seed=i, shape=(4, 16), num_classes=50, widths=(32, 48), dtype=torch.bfloat16)
-        assert_close(case.chunked(make(cls, case.num_classes, **given), chunk=16), case.dense(reference, **given), 1e-2)
+        assert_close(case.chunked(make(cls, case.num_classes, **given), chunk=16), case.dense(reference, rounded=True, **given), 5e-3)
 
 
 def does_not_depend_on_the_chunk(cls: type[TokenLoss], reference: Reference) -> None:

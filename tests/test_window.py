@@ -173,7 +173,7 @@ def test_measuring_changes_no_gradient(tmp_path: Path) -> None:
         assert bool(module.balancer.seen[0].norms) == bool(every)
     for a, b in zip(*gradients, strict=True):
         for name in a:
-            torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-7)
 
 
 def test_a_term_that_weighs_nothing_has_no_norm_at_its_tap(tmp_path: Path) -> None:

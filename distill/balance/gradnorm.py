@@ -40,9 +40,9 @@ class GradNorm(Shared):
         self,
         shares: dict[str, float] | None = None,
         alpha: float = 0.0,
-        every: int = 1,
+        every: int = 10,
         exact_every: int = 0,
-        smoothing: float = 0.9,
+        smoothing: float = 0.8,
         min: float = 1e-4,
         max: float = 1e4,
     ) -> None:
@@ -103,7 +103,7 @@ class NormEqualisation(Following):
         ConfigError: an argument is out of range, or (when training starts) there are fewer than two terms.
     """
 
-    def __init__(self, every: int = 1, exact_every: int = 0, smoothing: float = 0.9, min: float = 1e-4, max: float = 1e4) -> None:
+    def __init__(self, every: int = 10, exact_every: int = 0, smoothing: float = 0.8, min: float = 1e-4, max: float = 1e4) -> None:
         super().__init__(smoothing, min, max)
         _check_steps(every, exact_every)
         self.every, self.exact_every = every, exact_every

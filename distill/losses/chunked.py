@@ -6,7 +6,7 @@ both heads project the chunk, every term is evaluated on the shared log-probabil
 head is taken there and then, so that nothing is kept or computed again for the backward pass.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +85,9 @@ def chunked_objective(
         total, sums, squares = _GradientInForward.apply(walk, features, *work.params)
     else:
         total, sums, squares, _ = walk(False)
-    return Objective(total, dict(zip(losses, sums.unbind(), strict=True)), dict(zip(losses, squares.unbind(), strict=True)) if norms else {})
+    return Objective(
+        total, dict(zip(losses, sums.unbind(), strict=True)), dict(zip(losses, squares.unbind(), strict=True)) if norms else {}
+    )
 
 
 def flatten(student: Outputs, teacher: Outputs | None, labels_BT: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -100,8 +102,8 @@ def chunks(n: int, size: int) -> Iterator[slice]:
 
 
 def chunk_size(num_classes: int, device: torch.device) -> int:
-    """Tokens a chunk: on a CPU at least the 256 rows that its matrix products want (docs/bench.md); on a GPU 512 MiB of float32 logits."""
-    return max(256, 2**22 // num_classes) if device.type == "cpu" else max(16, 2**27 // num_classes)
+    """Tokens a chunk: on a CPU at least the 384 rows that its matrix products want (docs/bench.md); on a GPU 512 MiB of float32 logits."""
+    return max(384, 2**22 // num_classes) if device.type == "cpu" else max(16, 2**27 // num_classes)
 
 
 def block_size(num_classes: int, device: torch.device) -> int:
@@ -145,65 +147,75 @@ class _Work:
 
 
 class _Tally:
-    """Sums and gradients over the chunks, in float32 (in bf16 a long sum stands still)."""
+    """Sums and gradients over the chunks, in float32 (in bf16 a long sum stands still).
+
+    The gradient is taken of a list of parts whose weighted sum is the objective: the objective itself or, to measure them, each term.
+    """
 
     def __init__(self, features: Tensor, work: _Work, with_gradient: bool, norms: bool) -> None:
         wide, device = _wide(features.dtype), features.device
-        self.work, self.with_gradient = work, with_gradient
+        self.work, self.with_gradient, self.norms = work, with_gradient, norms
         self.sums, self.squares = (torch.zeros(len(work.losses), dtype=wide, device=device) for _ in range(2))
         self.weights = torch.tensor(work.weights, dtype=wide, device=device)
-        self.norms = norms and with_gradient and features.requires_grad
         self.features = torch.zeros_like(features, dtype=wide) if with_gradient and features.requires_grad else None
         self.params: Gradients = [None] * len(work.params)
+        self.room: list[Tensor] = []
 
     @property
     def total(self) -> Tensor:
         return (self.weights * self.sums).sum()  # no product: autocast would round it
 
+    @property
+    def of_parts(self) -> list[float]:
+        """The weights of the parts."""
+        return self.work.weights if self.norms else [1.0]
+
+    def parts(self, terms: list[Tensor]) -> list[Tensor]:
+        return terms if self.norms else [torch.stack([w * term for w, term in zip(self.work.weights, terms, strict=True)]).sum()]
+
     def add(self, rows: slice, part: Tensor, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> None:
         """Evaluate a chunk, block by block, and take its gradient back through the head."""
         scale = HALF_SCALE if logits.dtype == torch.float16 else 1.0
-        flow = torch.zeros_like(logits, requires_grad=False) if self.with_gradient else None
-        flows = [torch.zeros_like(logits, requires_grad=False) for _ in self.work.losses] if self.norms else []
+        flows = self._room(logits)
         for block in chunks(len(labels), block_size(self.work.num_classes, labels.device)):
-            self._block(block, logits.detach(), None if teacher_logits is None else teacher_logits[block], labels, flow, flows, scale)
-        if flow is not None:
-            first, *rest = torch.autograd.grad(
-                logits, [part, *self.work.of_head], flow, retain_graph=bool(flows), allow_unused=True, materialize_grads=False
-            )
-            if self.features is not None:
-                self.features[rows] = first.to(self.features.dtype) / scale if scale != 1.0 else first
-            self._sum(0, rest, scale)
-        for i, each in enumerate(flows):
-            (gradient,) = torch.autograd.grad(logits, part, each, retain_graph=i + 1 < len(flows))
-            self.squares[i] += (gradient.to(self.squares.dtype) / scale).square().sum()
-
-    def _block(
-        self, block: slice, logits: Tensor, teacher: Tensor | None, labels: Tensor, flow: Tensor | None, flows: list[Tensor], scale: float
-    ) -> None:
-        work = self.work
-        with torch.set_grad_enabled(flow is not None):
-            leaf = cut(logits[block], work.num_classes).detach().requires_grad_(flow is not None)
-            terms = work.block(leaf, teacher, labels[block])
-        self.sums += torch.stack([term.detach() for term in terms])
-        if flow is None:
+            teacher = None if teacher_logits is None else teacher_logits[block]
+            self._block(logits[block].detach(), teacher, labels[block], [flow[block] for flow in flows], scale)
+        if not flows:
             return
-        wanted = [leaf, *work.of_losses]
-        if flows:
-            for term, each in zip(terms, flows, strict=True):
-                each[block, : work.num_classes] = scale * torch.autograd.grad(term, leaf, retain_graph=True, materialize_grads=True)[0]
-        with torch.enable_grad():
-            value = torch.stack([weight * term for weight, term in zip(work.weights, terms, strict=True)]).sum() * scale
-        first, *rest = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
-        flow[block, : work.num_classes] = first
-        self._sum(len(work.of_head), rest, scale)
+        if self.features is not None:
+            for i, (weight, flow) in enumerate(zip(self.of_parts, flows, strict=True)):
+                gradient = torch.autograd.grad(logits, part, flow, retain_graph=True)[0].to(self.features.dtype)
+                self.features[rows] += gradient * (weight / scale)
+                if self.norms:
+                    self.squares[i] = self.squares[i] + (gradient / scale).square().sum()
+        if self.work.of_head:
+            flow = flows[0] if len(flows) == 1 else torch.stack([w * flow for w, flow in zip(self.of_parts, flows, strict=True)]).sum(0)
+            self._sum(0, torch.autograd.grad(logits, self.work.of_head, flow, allow_unused=True), 1 / scale)
 
-    def _sum(self, start: int, gradients: list[Tensor], scale: float) -> None:
+    def _room(self, logits: Tensor) -> list[Tensor]:
+        """Gradients of the parts with respect to the logits: the same memory for every chunk, with zeros at the vocabulary's padding."""
+        if self.with_gradient and not self.room:
+            self.room = [torch.zeros_like(logits, requires_grad=False) for _ in self.of_parts]
+        return [room[: len(logits)] for room in self.room]
+
+    def _block(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, flows: list[Tensor], scale: float) -> None:
+        work = self.work
+        with torch.set_grad_enabled(self.with_gradient):
+            leaf = cut(logits, work.num_classes).detach().requires_grad_(self.with_gradient)
+            terms = work.block(leaf, teacher, labels)
+            parts = self.parts(terms)
+        self.sums += torch.stack([term.detach() for term in terms])
+        for part, weight, flow in zip(parts, self.of_parts, flows, strict=bool(flows)):
+            first, *rest = torch.autograd.grad(part, [leaf, *work.of_losses], retain_graph=True, materialize_grads=True, allow_unused=True)
+            flow[:, : work.num_classes] = first if scale == 1.0 else first * scale
+            self._sum(len(work.of_head), rest, weight)
+
+    def _sum(self, start: int, gradients: Iterable[Tensor | None], factor: float) -> None:
         for i, gradient in enumerate(gradients, start):
             if gradient is not None:
                 wide = gradient.to(_wide(gradient.dtype))
                 total = self.params[i]
-                self.params[i] = wide.div_(scale) if total is None else total.add_(wide, alpha=1 / scale)
+                self.params[i] = wide * factor if total is None else total.add_(wide, alpha=factor)
 
     def gradients(self) -> Gradients:
         """Give them for the features and every parameter."""

@@ -63,13 +63,22 @@ class Case:
         student, teacher = side(widths[0], num_classes + padding[0]), side(widths[1], num_classes + padding[1])
         return Case(*student, *teacher, labels.masked_fill(masked, IGNORE_INDEX), num_classes)
 
-    def dense(self, *references: Reference, weights: tuple[float, ...] = (1.0,), **settings: object) -> Result:
-        """Evaluate `Σ_i w_i Σ_n reference_i(n)` on whole float64 logits, and differentiate with autograd."""
+    def dense(self, *references: Reference, weights: tuple[float, ...] = (1.0,), rounded: bool = False, **settings: object) -> Result:
+        """Evaluate `Σ_i w_i Σ_n reference_i(n)` on whole float64 logits, and differentiate with autograd.
+
+        `rounded` gives the references the logits as a head of the case's dtype gives them (the gradient passes through): what a loss
+        makes of its input is then compared, and not what rounding of that input makes of the answer.
+        """
+
+        def heard(logits: Tensor) -> Tensor:
+            return logits + (logits.to(self.student_features.dtype).double() - logits).detach() if rounded else logits
+
         features = self.student_features.detach().double().requires_grad_()
         weight = self.student_weight.detach().double().requires_grad_()
         valid = self.labels != IGNORE_INDEX
         logits = (features @ weight.T)[..., : self.num_classes][valid]
         teacher = (self.teacher_features.detach().double() @ self.teacher_weight.detach().double().T)[..., : self.num_classes][valid]
+        logits, teacher = heard(logits), heard(teacher)
         parts = [w * r(logits, teacher, self.labels[valid], **settings).sum() for w, r in zip(weights, references, strict=True)]
         value = torch.stack(parts).sum()
         value.backward()

@@ -22,7 +22,7 @@ from distill.module import DistillModule
 from distill.report.dry_run import DryRun
 from distill.report.run import Run
 from distill.types import ConfigError, DistillError
-from distill.usage import explain
+from distill.usage import explain, place
 
 
 def run(args: list[str]) -> None:
@@ -127,8 +127,8 @@ class Command(LightningCLI):
         """Make the objects; a constructor's complaint is a mistake in the config."""
         try:
             super().instantiate_classes()
-        except DistillError:
-            raise
+        except DistillError as error:
+            raise type(error)(f"{place(error, self.config[self.subcommand])}{error}") from error
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise ConfigError(explain(str(error), option_keys(self.parser))) from error
 

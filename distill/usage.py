@@ -2,8 +2,11 @@
 
 import inspect
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Any
+
+from jsonargparse import Namespace
 
 from distill.balance.base import Balancer
 from distill.data.base import DistillData
@@ -67,6 +70,34 @@ def _value(text: str) -> str:
 
 def _flat(text: str) -> str:
     return " ".join(text.split())[:400]
+
+
+def place(error: BaseException, config: Any) -> str:
+    """Find the key of the object whose constructor complained: `model.losses.kd: `, or nothing where that cannot be told.
+
+    Args:
+        error: with the traceback that it was raised with.
+        config: the resolved configuration, nested.
+    """
+    makers = [
+        type(frame.f_locals["self"])
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "__init__" and type(frame.f_locals.get("self")).__module__.split(".")[0] != "jsonargparse"
+    ]
+    keys = [key for key, path in _class_paths(config, "") if makers and path.rpartition(".")[2] == makers[-1].__name__]
+    return f"{' or '.join(keys)}: " if keys and not any(key in str(error) for key in keys) else ""
+
+
+def _class_paths(config: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Every key that holds an object, with the class of the object."""
+    entries = vars(config) if isinstance(config, Namespace) else config
+    if not isinstance(entries, dict):
+        return
+    if isinstance(path := entries.get("class_path"), str):
+        yield key, path
+    for name, value in entries.items():
+        inner = key if name == "init_args" else f"{key}.{name}".lstrip(".")
+        yield from _class_paths(value, inner)
 
 
 def our_classes() -> Iterator[type[Any]]:

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from distill.balance.fixed import FixedWeights
+from distill.balance.gradnorm import GradNorm
 from distill.losses.base import Loss, TokenLoss
 from distill.losses.divergence import ForwardKL
+from distill.losses.features import HiddenMSE
 from distill.losses.hard import CrossEntropy
 from distill.losses.support import Distribution
 from distill.schedule import Linear
@@ -256,20 +258,48 @@ def test_forgetting_the_teacher_leaves_the_same_student(tmp_path: Path) -> None:
     assert weights_hash(with_teacher.student) != weights_hash(alone.student)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_resume_in_mid_epoch_is_exact_to_the_bit(tmp_path: Path, dropout: float) -> None:
+def balanced(tmp_path: Path, **kwargs: Any) -> Any:
+    """Three terms, one with projectors, weighed anew in every step."""
+    losses = {"ce": CrossEntropy(), "kd": ForwardKL(2.0), "hidden": HiddenMSE(projector="mlp")}
+    return pair.module(tmp_path, losses=losses, balancer=GradNorm(every=1, exact_every=2, alpha=0.5), **kwargs)
+
+
+@pytest.mark.parametrize(("dropout", "make"), [(0.0, pair.module), (0.3, pair.module), (0.3, balanced)])
+def test_resume_in_mid_epoch_is_exact_to_the_bit(tmp_path: Path, dropout: float, make: Any) -> None:
     student = FromConfig(pair.STUDENT | {"attention_dropout": dropout})
-    whole, _ = fit(tmp_path, pair.module(tmp_path, student=student), max_steps=9)
-    half = pair.module(tmp_path, student=student)
+    whole, _ = fit(tmp_path, make(tmp_path, student=student), max_steps=9)
+    half = make(tmp_path, student=student)
     pl.seed_everything(0, verbose=False)
     trainer = pair.trainer(max_steps=9, enable_checkpointing=True, default_root_dir=tmp_path, callbacks=[_Stop(5)])
     trainer.fit(half, pair.data(tmp_path, batch_size=8))
     assert trainer.global_step == 5
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = pair.module(tmp_path, student=student)
+    resumed = make(tmp_path, student=student)
     torch.rand(7)  # a new process has another random state
     pair.trainer(max_steps=9).fit(resumed, pair.data(tmp_path, batch_size=8), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
-    assert weights_hash(resumed.student) == weights_hash(whole.student)
+    assert weights_hash(resumed) == weights_hash(whole)
+    names = list(whole.terms)
+    assert resumed.balancer.weights(names) == whole.balancer.weights(names)
+
+
+def test_three_balanced_terms_do_not_depend_on_how_the_batch_is_cut(tmp_path: Path) -> None:
+    _, whole = fit(tmp_path, balanced(tmp_path))
+
+    class Save(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            gradients = next(c for c in trainer.callbacks if isinstance(c, pair.Gradients))
+            torch.save(gradients.steps, tmp_path / f"rank{trainer.global_rank}.pt")
+
+    _, accumulated = fit(tmp_path, balanced(tmp_path), data={"batch_size": 1}, accumulate_grad_batches=8)
+    two = {"batch_size": 2}
+    fit(tmp_path, balanced(tmp_path), data=two, accumulate_grad_batches=2, strategy="ddp_fork", devices=2, callbacks=[Save()])
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    assert any("losses.hidden.projectors" in name for name in whole.steps[0])
+    for steps in (accumulated.steps, *ranks):
+        assert len(steps) == 3
+        for a, b in zip(whole.steps, steps, strict=True):
+            for name in a:
+                torch.testing.assert_close(a[name], b[name], rtol=2e-3, atol=2e-6)
 
 
 class _Stop(pl.Callback):

@@ -54,11 +54,12 @@ class FromConfig(Student):
     Args:
         config: keys of the transformers config, with `model_type` (e.g. `llama`); or the folder or hub id of one. What the data
             decide (`vocab_size`, `num_labels`, ids of special tokens) is filled in.
+        attn_implementation: as in `Pretrained`.
         gradient_checkpointing: as in `Pretrained`.
     """
 
-    def __init__(self, config: dict[str, Any] | str, gradient_checkpointing: bool = False) -> None:
-        self.config, self.gradient_checkpointing = config, gradient_checkpointing
+    def __init__(self, config: dict[str, Any] | str, attn_implementation: str | None = None, gradient_checkpointing: bool = False) -> None:
+        self.config, self.attn_implementation, self.gradient_checkpointing = config, attn_implementation, gradient_checkpointing
         self.name = config if isinstance(config, str) else f"new {config.get('model_type', 'model')}"
 
     def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:
@@ -71,7 +72,8 @@ class FromConfig(Student):
                 if given[key] != expected[key]:
                     raise ConfigError(f"model.student.config.{key} is {given[key]}, but the data say {expected[key]}; leave the key out")
             config = _for_model(given.pop("model_type", None), given | expected)
-        return _ready(task, task.build(config, dtype=dtype), self.gradient_checkpointing)
+        kwargs: dict[str, Any] = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
+        return _ready(task, task.build(config, dtype=dtype, **kwargs), self.gradient_checkpointing)
 
 
 def _known_keys(model_type: str) -> set[str]:

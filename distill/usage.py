@@ -12,12 +12,13 @@ from distill.balance.base import Balancer
 from distill.data.base import DistillData
 from distill.lookup import did_you_mean
 from distill.losses.base import Term
+from distill.losses.class_weighted import ClassWeights
 from distill.optim import Optimizer
 from distill.schedule import Schedule
 from distill.students.base import Student
 from distill.teachers.base import Teacher
 
-BASES = (DistillData, Term, Teacher, Student, Balancer, Optimizer, Schedule)
+BASES = (DistillData, Term, Teacher, Student, Balancer, Optimizer, Schedule, ClassWeights)
 
 
 def explain(message: str, keys: list[str]) -> str:

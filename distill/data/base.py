@@ -2,14 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import datasets
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from distill.data import digest, resume
+from distill.data import digest, profile, resume
 from distill.data.loader import Collate, EvalLoader, Loader
 from distill.tasks import Task
 from distill.types import ConfigError, DataError
@@ -63,6 +66,7 @@ class DistillData(pl.LightningDataModule, ABC):
         self.batch_size, self.val_batch_size, self.seed, self.num_workers = batch_size, val_batch_size or batch_size, seed, num_workers
         self.skipped: dict[str, int] = {}
         self._ready = False
+        self._class_counts: Tensor | None = None
         self._loader: Loader | None = None
         self._position: dict[str, int] = {}
 
@@ -174,10 +178,25 @@ class DistillData(pl.LightningDataModule, ABC):
         else:
             resume.realign(checkpoint, position["samples"] // (self.batch_size * self.trainer.world_size))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the training rows' content: the same for the same tokens in any process."""
         return digest.of_rows(self.train_set)
+
+    def class_counts(self) -> Tensor:
+        """Count how often each class is a label of the training rows, `[num_classes]`, the first time it is asked for; after `setup`.
+
+        Raises:
+            DataError: a label is none of the classes.
+        """
+        if self._class_counts is None:
+            self._class_counts = torch.from_numpy(profile.class_counts(self.train_set, self.num_classes, self.fingerprint))
+        return self._class_counts
+
+    def class_name(self, index: int) -> str:
+        """Give a class a name for messages: a classifier's label, or the text of the token."""
+        names = self.model_config().get("id2label")
+        return str(names[index] if names else self.tokenizer.decode([index]))
 
     def summary(self) -> dict[str, str]:
         """Describe the data for a person, in a few lines."""

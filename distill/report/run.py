@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from distill import hub
 from distill.callbacks.wandb import wandb_logger
+from distill.data.base import DistillData
+from distill.data.profile import profile
 from distill.module import DistillModule
 from distill.report import tables
 from distill.report.files import write_file, write_folder, write_json, write_text
@@ -96,7 +98,7 @@ class Run(pl.Callback):
         models = self._measure(trainer, module) if self.before["count"] else {}
         if trainer.is_global_zero:
             report = {"unit": module.task.unit, "steps": trainer.global_step, "models": models, "losses": describe_losses(module)}
-            write_json(self.folder / "report.json", report)
+            write_json(self.folder / "report.json", report | {"classes": describe_classes(module.data)})
             if models:
                 tables.show(tables.results(models, module.task.unit))
             else:
@@ -167,6 +169,16 @@ def describe_losses(module: DistillModule) -> dict[str, dict[str, Any]]:
     return {
         name: {"class": type(loss).__name__, "weight": weights[name], "settled": loss.summary()} for name, loss in module.terms.items()
     }
+
+
+def describe_classes(data: DistillData) -> dict[str, Any]:
+    """How often each class is a label of the training rows: a summary, and of a classifier every class by name."""
+    counts = data.class_counts()
+    summary: dict[str, Any] = {**profile(counts.numpy())}
+    by_class = summary.pop("counts")
+    if data.task.unit == "sample":
+        summary["counts"] = {data.class_name(i): count for i, count in enumerate(by_class)}
+    return summary
 
 
 def _size(described: dict[str, Any]) -> str:

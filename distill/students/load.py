@@ -71,7 +71,7 @@ class FromConfig(Student):
             for key in set(given) & set(expected):
                 if given[key] != expected[key]:
                     raise ConfigError(f"model.student.config.{key} is {given[key]}, but the data say {expected[key]}; leave the key out")
-            config = _for_model(given.pop("model_type", None), given | expected)
+            config = _for_model(given.pop("model_type", None), given, expected)
         kwargs: dict[str, Any] = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
         return _ready(task, task.build(config, dtype=dtype, **kwargs), self.gradient_checkpointing)
 
@@ -83,15 +83,15 @@ def _known_keys(model_type: str) -> set[str]:
     )
 
 
-def _for_model(model_type: str | None, keys: dict[str, Any]) -> Any:
+def _for_model(model_type: str | None, given: dict[str, Any], expected: dict[str, Any]) -> Any:
     if not model_type:
         raise ConfigError("model.student.config has no model_type; say e.g. model_type: llama")
     try:
         known = _known_keys(model_type)
-        for key in keys:
+        for key in given:
             if key not in known:
                 raise ConfigError(f"model.student.config: {model_type} has no key '{key}'{did_you_mean(key, sorted(known))}")
-        return AutoConfig.for_model(model_type, **keys)
+        return AutoConfig.for_model(model_type, **given | expected)
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:

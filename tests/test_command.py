@@ -25,8 +25,8 @@ class Mine(TokenLoss):
         super().__init__()
         self.scale = scale
 
-    def forward(self, student_logp_NV, teacher_logp_NV, labels_N):
-        return self.scale * (student_logp_NV.exp() * (student_logp_NV - teacher_logp_NV)).sum(-1)
+    def forward(self, student, teacher, labels_N):
+        return self.scale * (student.logp().exp() * (student.logp() - teacher.logp())).sum(-1)
 '''
 
 

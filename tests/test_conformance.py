@@ -79,15 +79,15 @@ Check = Callable[[type[TokenLoss], Reference], None]
 
 
 def agrees_with_the_reference(cls: type[TokenLoss], reference: Reference) -> None:
-    for i, (given, mask, chunk) in enumerate(product(variants(cls), ("none", "some", "one", "all"), (1, 3, 100))):
+    for i, (chosen, mask, chunk) in enumerate(product(variants(cls), ("none", "some", "one", "all"), (1, 3, 100))):
         case = Case.random(seed=i, mask=mask)
-        assert_close(case.chunked(make(cls, case.num_classes, **given), chunk=chunk), case.dense(reference, **given), 1e-5)
+        assert_close(case.chunked(make(cls, case.num_classes, **chosen), chunk=chunk), case.dense(reference, **chosen), 1e-5)
 
 
 def agrees_in_bfloat16(cls: type[TokenLoss], reference: Reference) -> None:
-    for i, given in enumerate(variants(cls)):
+    for i, chosen in enumerate(variants(cls)):
         case = Case.random(seed=i, shape=(4, 16), num_classes=50, widths=(32, 48), dtype=torch.bfloat16)
-        assert_close(case.chunked(make(cls, case.num_classes, **given), chunk=16), case.dense(reference, rounded=True, **given), 5e-3)
+        assert_close(case.chunked(make(cls, case.num_classes, **chosen), chunk=16), case.dense(reference, rounded=True, **chosen), 5e-3)
 
 
 def does_not_depend_on_the_chunk(cls: type[TokenLoss], reference: Reference) -> None:
@@ -122,8 +122,8 @@ def is_zero_where_student_is_teacher(cls: type[TokenLoss], reference: Reference)
     if not issubclass(cls, Divergence):
         return
     logits = 3 * torch.randn(1, 20, 300, generator=torch.Generator().manual_seed(0))
-    for given in variants(cls):
-        value, gradient = on_logits(make(cls, 300, **given), logits, logits)
+    for chosen in variants(cls):
+        value, gradient = on_logits(make(cls, 300, **chosen), logits, logits)
         assert abs(value) <= 20 * 1e-6
         assert gradient.abs().max() <= 1e-5
 
@@ -133,7 +133,8 @@ def t_squared_is_in_value_and_gradient(cls: type[TokenLoss], reference: Referenc
         return
     case = Case.random(dtype=torch.float64)
     plain, squared = (
-        case.chunked(make(cls, case.num_classes, **{**plainest(cls), "temperature": 4.0, "t_squared": squared})) for squared in (False, True)
+        case.chunked(make(cls, case.num_classes, **{**plainest(cls), "temperature": 4.0, "t_squared": squared}))
+        for squared in (False, True)
     )
     for name in ("value", "features", "weight"):
         assert gap(getattr(squared, name), 16 * getattr(plain, name)) <= 1e-12, f"{name} is not 16 times as large at T = 4"
@@ -156,8 +157,8 @@ def stays_finite_on_extreme_logits(cls: type[TokenLoss], reference: Reference) -
     high, low, mixed = torch.tensor([1e4, -1e4, 0.0]), torch.tensor([-1e4, 1e4, 0.0]), torch.tensor([1e4, 1e4, -1e4])
     rows = list(product((high, low, mixed, torch.zeros(3)), repeat=2))
     student, teacher = torch.stack([s for s, _ in rows])[None], torch.stack([t for _, t in rows])[None]
-    for given in variants(cls):
-        value, gradient = on_logits(make(cls, 3, **given), student, teacher)
+    for chosen in variants(cls):
+        value, gradient = on_logits(make(cls, 3, **chosen), student, teacher)
         assert torch.tensor(value).isfinite()
         assert gradient.isfinite().all()
 
@@ -221,7 +222,7 @@ def test_loss(cls: type[TokenLoss], check: Check) -> None:
 @given(data=st.data())
 def test_loss_on_any_shape(cls: type[TokenLoss], data: st.DataObject) -> None:
     size = st.integers(1, 6)
-    given = data.draw(st.sampled_from(variants(cls)))
+    chosen = data.draw(st.sampled_from(variants(cls)))
     case = Case.random(
         seed=data.draw(st.integers(0, 10_000)),
         shape=(data.draw(size), data.draw(size)),
@@ -231,7 +232,11 @@ def test_loss_on_any_shape(cls: type[TokenLoss], data: st.DataObject) -> None:
         mask=data.draw(st.sampled_from(["none", "some", "one", "all"])),
         dtype=torch.float64,
     )
-    assert_close(case.chunked(make(cls, case.num_classes, **given), chunk=data.draw(st.integers(1, 40))), case.dense(reference_of(cls), **given), 1e-8)
+    assert_close(
+        case.chunked(make(cls, case.num_classes, **chosen), chunk=data.draw(st.integers(1, 40))),
+        case.dense(reference_of(cls), **chosen),
+        1e-8,
+    )
 
 
 # ---- the mill itself: each of these is wrong in one way, and the named check must say so

@@ -41,7 +41,8 @@ def bert_args(here: Path, teacher_labels: list[str]) -> list[str]:
         "--data.val_fraction=0.2",
         "--trainer.max_epochs=8",
         "--model.optimizer.lr=5e-3",
-        "--model.balancer.weights.kd=0.01",
+        "--model.losses.relations.relation_heads=8",
+        "--model.balancer.shares.kd=0.01",
     ]
 
 

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.test_command import fit, here
 
 __all__ = ["here"]
@@ -16,9 +18,12 @@ def test_the_example_loss_runs_as_written(here: Path) -> None:
     assert len(code.splitlines()) <= 25
     (here / "my_losses.py").write_text(code)
     command = next(line for line in README.splitlines() if "my_losses.Mine" in line)
-    assert fit("--name", "a", *command.split()[4:]) == 0
+    balanced = ["--model.balancer=GradNorm", "--model.balancer.shares={ce: 0.3, kd: 0.7}"]  # as in kd_llama.yaml
+    assert fit("--name", "a", *balanced, *command.split()[4:]) == 0
     line = json.loads((here / "runs/a/metrics.jsonl").read_text().splitlines()[0])
-    assert line["train/loss"] > 0.3 * line["train/ce"] + 0.7 * line["train/kd"]
+    weighted = line["train/ce_weighted"] + line["train/kd_weighted"]
+    assert line["train/loss"] == pytest.approx(weighted + line["train/mine_weight"] * line["train/mine"], rel=1e-4)
+    assert line["train/mine_weight"] > 0
 
 
 def test_the_table_is_the_measured_one() -> None:

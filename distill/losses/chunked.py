@@ -78,7 +78,9 @@ def chunked_objective(
                 logits = student.head(part)
             with torch.no_grad():
                 teacher_logits = None if teacher is None or targets is None else teacher.head(targets[rows])
-            tally.add(rows, part, logits, teacher_logits, labels[rows])
+            flows = tally.evaluate(logits.detach(), teacher_logits, labels[rows])
+            del teacher_logits  # before the head's gradient needs room
+            tally.through_the_head(rows, part, logits, flows)
         return tally.total, tally.sums, tally.squares, tally.gradients()
 
     if torch.is_grad_enabled() and (features.requires_grad or work.params):
@@ -102,8 +104,8 @@ def chunks(n: int, size: int) -> Iterator[slice]:
 
 
 def chunk_size(num_classes: int, device: torch.device) -> int:
-    """Tokens a chunk: on a CPU at least the 384 rows that its matrix products want (docs/bench.md); on a GPU 512 MiB of float32 logits."""
-    return max(384, 2**22 // num_classes) if device.type == "cpu" else max(16, 2**27 // num_classes)
+    """Tokens a chunk: on a CPU at least the 512 rows that its matrix products want (docs/bench.md); on a GPU 512 MiB of float32 logits."""
+    return max(512, 2**22 // num_classes) if device.type == "cpu" else max(16, 2**27 // num_classes)
 
 
 def block_size(num_classes: int, device: torch.device) -> int:
@@ -124,6 +126,10 @@ def _evaluate(name: str, loss: TokenLoss, student: Distribution, teacher: Distri
 def _trainable(*modules: nn.Module) -> list[nn.Parameter]:
     """The parameters that want a gradient, each once, whichever modules share it."""
     return list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
+
+
+def _scale(logits: Tensor) -> float:
+    return HALF_SCALE if logits.dtype == torch.float16 else 1.0
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -173,13 +179,17 @@ class _Tally:
     def parts(self, terms: list[Tensor]) -> list[Tensor]:
         return terms if self.norms else [torch.stack([w * term for w, term in zip(self.work.weights, terms, strict=True)]).sum()]
 
-    def add(self, rows: slice, part: Tensor, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> None:
-        """Evaluate a chunk, block by block, and take its gradient back through the head."""
-        scale = HALF_SCALE if logits.dtype == torch.float16 else 1.0
+    def evaluate(self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> list[Tensor]:
+        """Evaluate a chunk, block by block; give the gradient of each part with respect to the logits, scaled."""
         flows = self._room(logits)
         for block in chunks(len(labels), block_size(self.work.num_classes, labels.device)):
             teacher = None if teacher_logits is None else teacher_logits[block]
-            self._block(logits[block].detach(), teacher, labels[block], [flow[block] for flow in flows], scale)
+            self._block(logits[block], teacher, labels[block], [flow[block] for flow in flows])
+        return flows
+
+    def through_the_head(self, rows: slice, part: Tensor, logits: Tensor, flows: list[Tensor]) -> None:
+        """Take a chunk's gradients back through the head, to the features and to the head's parameters."""
+        scale = _scale(logits)
         if not flows:
             return
         if self.features is not None:
@@ -198,8 +208,8 @@ class _Tally:
             self.room = [torch.zeros_like(logits, requires_grad=False) for _ in self.of_parts]
         return [room[: len(logits)] for room in self.room]
 
-    def _block(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, flows: list[Tensor], scale: float) -> None:
-        work = self.work
+    def _block(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, flows: list[Tensor]) -> None:
+        work, scale = self.work, _scale(logits)
         with torch.set_grad_enabled(self.with_gradient):
             leaf = cut(logits, work.num_classes).detach().requires_grad_(self.with_gradient)
             terms = work.block(leaf, teacher, labels)

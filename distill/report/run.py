@@ -166,9 +166,7 @@ def save_losses(module: DistillModule, path: Path) -> None:
 def describe_losses(module: DistillModule) -> dict[str, dict[str, Any]]:
     """What each term is, its last weight, and what it settled before training, e.g. which layer is matched with which."""
     weights = module.balancer.weights(list(module.terms))
-    return {
-        name: {"class": type(loss).__name__, "weight": weights[name], "settled": loss.summary()} for name, loss in module.terms.items()
-    }
+    return {name: {"class": type(loss).__name__, "weight": weights[name], "settled": loss.summary()} for name, loss in module.terms.items()}
 
 
 def describe_classes(data: DistillData) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-EPOCHS, BATCH, LENGTH, SEED = 2, 32, 40, 0
+EPOCHS, BATCH, LENGTH, SEED = 1, 32, 32, 0
 RATE, HEAD_RATE = 1e-4, 1e-3
 
 

@@ -160,3 +160,15 @@ def test_from_config_refuses_a_head_it_cannot_apply() -> None:
     student = FromConfig({"model_type": "roberta", **CONFIGS["roberta"], "is_decoder": True})
     with pytest.raises(ConfigError, match="computes its logits in a way that is not known"):
         student.build(CausalLM(), TOKENS, tokenizer(), torch.float32)
+
+
+def test_a_new_classifier_from_a_dictionary_predicts_the_labels_of_the_data() -> None:
+    config = {"model_type": "bert", **{k: v for k, v in CONFIGS["bert"].items() if k != "vocab_size"}}
+    model = FromConfig(config).build(SequenceClassification(), TOKENS | expected_labels(), tokenizer(), torch.float32)
+    assert model.config.id2label == dict(enumerate(LABELS))
+    assert model(tokens()).logits.shape == (2, len(LABELS))
+
+
+def test_a_new_model_runs_the_attention_asked_for() -> None:
+    student = FromConfig({"model_type": "llama", **{k: v for k, v in CONFIGS["llama"].items() if k != "vocab_size"}}, "eager")
+    assert student.build(CausalLM(), TOKENS, tokenizer(), torch.float32).config._attn_implementation == "eager"

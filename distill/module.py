@@ -164,11 +164,11 @@ class DistillModule(pl.LightningModule):
 
     # ---- one step
 
-    def forward_both(self, batch: Batch, model: nn.Module | None = None) -> tuple[Outputs, Outputs | None]:
-        """Run the student (or another model in its place) and the teacher up to their heads."""
+    def forward_both(self, batch: Batch, model: nn.Module | None = None, tapped: bool = True) -> tuple[Outputs, Outputs | None]:
+        """Run the student (or another model in its place) and the teacher up to their heads, with the taps of the terms or without."""
         model = self.student if model is None else model
         assert model is not None, "configure_model comes first"
-        taps = [loss for loss in self.terms.values() if isinstance(loss, Loss)]
+        taps = [loss for loss in self.terms.values() if isinstance(loss, Loss) and tapped]
         student = self.task.outputs(model, batch, {t for loss in taps for t in loss.student_taps})
         teacher = None if self.teacher is None else self.teacher(batch, {t for loss in taps for t in loss.teacher_taps})
         return student, teacher
@@ -284,7 +284,7 @@ class DistillModule(pl.LightningModule):
 
     def measures(self, batch: Batch, model: nn.Module | None = None) -> dict[str, Tensor]:
         """Give the sums of `losses.measure.measure` over a batch, for the student or another model in its place."""
-        student, teacher = self.forward_both(batch, model)
+        student, teacher = self.forward_both(batch, model, tapped=False)
         return measure(student, teacher, batch["labels"], self.data.num_classes)
 
     def _evaluate(self, batch: Batch, stage: str) -> None:

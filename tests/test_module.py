@@ -16,7 +16,7 @@ from distill.balance.gradnorm import GradNorm
 from distill.losses.base import Loss, TokenLoss
 from distill.losses.divergence import ForwardKL
 from distill.losses.features import HiddenMSE
-from distill.losses.hard import CrossEntropy
+from distill.losses.hard import CrossEntropy, ZLoss
 from distill.losses.support import Distribution
 from distill.schedule import Linear
 from distill.students.load import FromConfig
@@ -262,6 +262,13 @@ def balanced(tmp_path: Path, **kwargs: Any) -> Any:
     """Three terms, one with projectors, weighed anew in every step."""
     losses = {"ce": CrossEntropy(), "kd": ForwardKL(2.0), "hidden": HiddenMSE(projector="mlp")}
     return pair.module(tmp_path, losses=losses, balancer=GradNorm(every=1, exact_every=2, alpha=0.5), **kwargs)
+
+
+def test_forgetting_the_teacher_keeps_the_ratios_of_the_hard_terms(tmp_path: Path) -> None:
+    losses = {"ce": CrossEntropy(), "kd": ForwardKL(), "z": ZLoss()}
+    module = pair.module(tmp_path, losses=losses, balancer=FixedWeights({"ce": 0.2, "kd": 0.8, "z": 1e-4}))
+    module.forget_teacher()
+    assert module.balancer.weights(list(module.terms)) == {"ce": 1.0, "z": pytest.approx(5e-4)}
 
 
 @pytest.mark.parametrize(("dropout", "make"), [(0.0, pair.module), (0.3, pair.module), (0.3, balanced)])

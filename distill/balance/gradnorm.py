@@ -14,14 +14,15 @@ def _check_steps(every: int, exact_every: int) -> None:
 
 
 class GradNorm(Shared):
-    """Each weighted term's gradient has a given share of the sum of their norms (Chen et al. 2018, GradNorm, arXiv 1711.02257, eq. 2).
+    """Each weighted term's gradient has a given share of the sum of their norms (Chen et al. 2018, GradNorm, arXiv 1711.02257, eq. 1).
 
     `w_i g_i / Σ_j w_j g_j = share_i r_i^α / Σ_j share_j r_j^α`, with g_i the norm of the unweighted term's gradient at its branch point
-    and r_i the inverse training rate, `(L_i / L_i(first)) / mean_j(L_j / L_j(first))`; its mean cancels. As in the paper, Σ_i w_i is
-    the number of terms. The paper takes a gradient step on w per training step towards `w_i g_i = mean_j(w_j g_j) r_i^α`, which all terms
-    can meet only where the r_i^α have mean 1, hence the division by their sum. It has a closed form, `w_i ∝ share_i r_i^α / g_i`, so here
-    it is solved, and smoothed as `Following` says (for α = 0 the same as smoothing the norms in log space). Weights are 1 until the first
-    measurement. A norm that is 0 or not finite, with α > 0 also a loss that is ≤ 0 or not finite, leaves its term's weight as it was.
+    (in the paper on the weights of the last shared layer) and r_i the relative inverse training rate,
+    `(L_i / L_i(first)) / mean_j(L_j / L_j(first))`; its mean cancels. As in the paper, Σ_i w_i is the number of terms. The paper takes a
+    gradient step on w per training step towards `w_i g_i = mean_j(w_j g_j) r_i^α`, which all terms can meet only where the r_i^α have
+    mean 1, hence the division by their sum. It has a closed form, `w_i ∝ share_i r_i^α / g_i`, so here it is solved, and smoothed as
+    `Following` says (for α = 0 the same as smoothing the norms in log space). Weights are 1 until the first measurement. A norm that is 0
+    or not finite, with α > 0 also a loss that is ≤ 0 or not finite, leaves its term's weight as it was.
 
     Args:
         shares: see `Shared`.

@@ -161,15 +161,15 @@ class MiniLMRelations(_Attention):
 
     Args:
         layers: which layers are matched, see `layer_map.pairs`; without the embeddings. The paper takes the student's last layer, and an
-            upper middle one of a large teacher (21 of 24).
-        relation_heads: A_r; more heads than the teacher has are fine (48 in the paper).
+            upper middle one of a large teacher (21 of 24 for BERT).
+        relation_heads: A_r; more heads than the teacher has are fine (in the paper 48 for a base teacher, 64 for a large one).
 
     Raises:
         ConfigError: (in `prepare`) relation_heads does not divide a width, or a model computes Q, K and V in one fused projection.
 
     Reference:
         Wang et al. 2020, "MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers",
-        arXiv 2012.15828, section 3, α = 1.
+        arXiv 2012.15828, section 3, all three terms with weight 1.
     """
 
     def __init__(self, layers: NumberRule = "last", relation_heads: int = 12) -> None:

@@ -87,7 +87,7 @@ class Divergence(TokenLoss):
     """A divergence between teacher and student, both softened by a temperature T > 0 and multiplied by T².
 
     `T² · D(softmax(z_t / T), softmax(z_s / T))`: T² keeps the gradient's size about independent of T (Hinton et al. 2015,
-    arXiv 1503.02531, section 2.1). It multiplies the value that is differentiated, so it is in the gradient as in the print.
+    arXiv 1503.02531, section 2). It multiplies the value that is differentiated, so it is in the gradient as in the print.
 
     Args:
         temperature: T > 0, a number or a schedule.

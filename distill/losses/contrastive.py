@@ -18,7 +18,8 @@ def crd(student_SD: Tensor, teacher_SD: Tensor, temperature: float, num_samples:
     """Noise-contrastive estimation, `−1/S Σ_i [log h(t_i, s_i) + Σ_{j≠i} log(1 − h(t_j, s_i))]`: a scalar, nats, ≥ 0.
 
     `h(t, s) = e^{t·s/τ} / (e^{t·s/τ} + N/M)` with N = S − 1 negatives: the other samples of the micro-batch, in place of the paper's memory
-    bank of thousands. In log space, `log h = log σ(t·s/τ − log(N/M))`.
+    bank of thousands. In log space, `log h = log σ(t·s/τ − log(N/M))`. The authors' program adds the same with student and teacher
+    exchanged, and divides `e^{t·s/τ}` by a constant that it estimates from the first batch; neither is here.
 
     Args:
         student_SD: `[S, D]`, S ≥ 2, of length 1.
@@ -27,7 +28,8 @@ def crd(student_SD: Tensor, teacher_SD: Tensor, temperature: float, num_samples:
         num_samples: M, rows of the training data.
 
     Reference:
-        Tian, Krishnan, Isola 2019, "Contrastive Representation Distillation", arXiv 1910.10699, section 3.
+        Tian, Krishnan, Isola 2019, "Contrastive Representation Distillation", arXiv 1910.10699; code
+        github.com/HobbitLong/RepDistiller, `CRDLoss`.
     """
     S = len(student_SD)
     logits = student_SD @ teacher_SD.T / temperature - math.log((S - 1) / num_samples)

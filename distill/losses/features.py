@@ -103,10 +103,11 @@ def hidden_cosine(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """One minus the cosine, `1 − s·t / (‖s‖ ‖t‖)`: `[N]`, in [0, 2], without a unit.
 
     Evaluated as `½ ‖s/‖s‖ − t/‖t‖‖²`, which is the same, but exactly 0 where both are equal. The squared distance of normalised states of
-    PKD (Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", arXiv 1908.09355, equation 7) is twice this.
+    PKD (Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", arXiv 1908.09355) is twice this; there of the first
+    token only, and the authors' program divides by D.
 
     Reference:
-        Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv 1910.01108.
+        Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv 1910.01108 (there on the last layer).
     """
     return (unit(student_ND) - unit(teacher_ND)).square().sum(-1) / 2
 
@@ -118,7 +119,8 @@ def hidden_normalized(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     the next layer applies.
 
     Reference:
-        Baevski et al. 2022, "data2vec", arXiv 2202.03555 (regression of normalised targets).
+        Baevski et al. 2022, "data2vec", arXiv 2202.03555 (regression of normalised targets; there only the teacher's side is
+        normalised, and averaged over its top layers).
     """
     ours, theirs = (F.layer_norm(x, x.shape[-1:], eps=1e-10) for x in (student_ND, teacher_ND))
     return (ours - theirs).square().mean(-1)

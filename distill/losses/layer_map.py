@@ -36,8 +36,9 @@ def pairs(rule: NumberRule, student_count: int, teacher_count: int, key: str, fi
 
     - `last`: the last with the last.
     - `uniform`: every student layer i ≥ 1 with teacher layer i · L_t / L_s, rounded half up, and the embeddings with each other
-      (TinyBERT, Jiao et al. 2019, arXiv 1909.10351, section 3.2).
-    - `every_other`: student layer i ≥ 1 with teacher layer 2 i (PKD-skip, Sun et al. 2019, arXiv 1908.09355; not the embeddings).
+      (TinyBERT, Jiao et al. 2019, arXiv 1909.10351).
+    - `every_other`: student layer i ≥ 1 with teacher layer 2 i (PKD-skip, Sun et al. 2019, arXiv 1908.09355, there without the last
+      layer); not the embeddings.
     - a list of pairs `[student, teacher]`, where −1 is the last as in Python.
 
     Args:

@@ -73,7 +73,8 @@ class BalancedSoftmax(LogitAdjusted):
     """`−log (n_y exp z_y / Σ_v n_v exp z_v)`: the same as `LogitAdjusted` at τ = 1, by the name of another paper.
 
     Reference:
-        Ren, Yu, Sheng, Ma, Zhao, Yi, Li 2020, "Balanced Meta-Softmax for Long-Tailed Visual Recognition", arXiv 2007.10740, theorem 1.
+        Ren, Yu, Sheng, Ma, Zhao, Yi, Li 2020, "Balanced Meta-Softmax for Long-Tailed Visual Recognition", arXiv 2007.10740, theorem 1
+        and equation 4.
     """
 
     def __init__(self) -> None:
@@ -105,7 +106,7 @@ class BalancedKD(_ToCorrectedTeacher):
     p and q_T are the teacher's and the student's `softmax(z / T)`, w class-balanced weights; as p̂ is normalised, their scale is of no
     account. The paper's recipe is this term beside an unweighted `CrossEntropy`: the hard term learns features from all samples alike,
     this one leads to the rare classes. As in the authors' code (normalised; β = 0.9999, no cap; T² outside); of the deferred schedule in
-    it, by which the weights set in late in training, nothing is here.
+    it, by which for CIFAR-10 the weights set in late in training, nothing is here.
 
     Args:
         class_weights: w; None for `EffectiveNumber(beta=0.9999)` without a cap.

@@ -15,7 +15,7 @@ def projector(kind: Kind, d_student: int, d_teacher: int, key: str) -> nn.Module
 
     - `auto`: none where the widths agree, else linear.
     - `none`: the identity.
-    - `linear`: `W x`, without a bias (TinyBERT, Jiao et al. 2019, arXiv 1909.10351, equation 8).
+    - `linear`: `W x`, without a bias (TinyBERT, Jiao et al. 2019, arXiv 1909.10351, equation 8; the authors' program has a bias).
     - `mlp`: `W_2 GELU(W_1 x + b_1) + b_2`, d_teacher wide inside.
 
     Args:

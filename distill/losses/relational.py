@@ -47,7 +47,8 @@ def rkd_distance(student_SD: Tensor, teacher_SE: Tensor) -> Tensor:
         teacher_SE: `[S, E]`.
 
     Reference:
-        Park et al. 2019, "Relational Knowledge Distillation", arXiv 1904.05068, section 3.2, as a mean over pairs.
+        Park et al. 2019, "Relational Knowledge Distillation", arXiv 1904.05068, section 3.2, as a mean over pairs (there a sum; the
+        authors' program takes the mean over all S², the diagonal included).
     """
     huber = F.huber_loss(distances(student_SD), distances(teacher_SE), reduction="sum")
     return huber / (len(student_SD) * (len(student_SD) - 1))
@@ -61,7 +62,8 @@ def rkd_angle(student_SD: Tensor, teacher_SE: Tensor) -> Tensor:
         teacher_SE: `[S, E]`.
 
     Reference:
-        Park et al. 2019, "Relational Knowledge Distillation", arXiv 1904.05068, section 3.2, as a mean over triplets.
+        Park et al. 2019, "Relational Knowledge Distillation", arXiv 1904.05068, section 3.2, as a mean over triplets (there a sum; the
+        authors' program takes the mean over all S³, with those that coincide).
     """
     S = len(student_SD)
     itself = torch.eye(S, dtype=torch.bool, device=student_SD.device)  # i = k: the angle is 0 on both sides, unless points coincide
@@ -73,7 +75,7 @@ def similarity_preserving(student_SD: Tensor, teacher_SE: Tensor) -> Tensor:
     """Squared distance of similarity matrices, `1/S² ‖G_t − G_s‖²`, G the matrix `X Xᵀ` with rows of length 1: a scalar in [0, 4 / S].
 
     Reference:
-        Tung & Mori 2019, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682, section 3.
+        Tung & Mori 2019, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682, equation 4.
     """
     ours, theirs = (unit(x @ x.T) for x in (student_SD, teacher_SE))
     return (ours - theirs).square().mean()

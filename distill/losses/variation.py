@@ -23,7 +23,9 @@ def total_variation(student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
         `[N]`, a share of the mass, in [0, 1].
 
     Reference:
-        Wen, Li, Du, Mou 2023, "f-Divergence Minimization for Sequence-Level Knowledge Distillation", arXiv 2307.15190, section 3.
+        Wen, Li, Du, Mou 2023, "f-Divergence Minimization for Sequence-Level Knowledge Distillation", arXiv 2307.15190,
+        section 2.2, equation 9; there between sequences, bounded by the sum of this over positions, averaged over texts of
+        the teacher and of the student.
     """
     value: Tensor = _TotalVariation.apply(student_logp_NV, teacher_logp_NV)
     return value

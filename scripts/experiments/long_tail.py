@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 CONFIG = "scripts/experiments/long_tail.yaml"
 DATA = Path("runs/experiments/data")
 RUNS = Path("runs/experiments/long_tail")
-STEPS = {"banking77_tail": 400, "goemotions": 1000}
+STEPS = {"banking77_tail": 400, "goemotions": 600}
 
 
 def of_class(name: str, **init_args: Any) -> dict[str, Any]:

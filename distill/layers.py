@@ -91,7 +91,9 @@ def layers_of(model: nn.Module, who: str) -> Layers:
     attention, projections = _attention(found[0]) if blocks else (None, ())
     widths = {name: width for name, module in inner.named_modules() if name and (width := _width(module))}
     implementation = config._attn_implementation or "eager"
-    return Layers(who, blocks, config.hidden_size, config.num_attention_heads, attention, projections, implementation, widths)
+    return Layers(
+        who, blocks, config.hidden_size, getattr(config, "num_attention_heads", 0), attention, projections, implementation, widths
+    )
 
 
 def _attention(block: nn.Module) -> tuple[str | None, tuple[tuple[str, int], ...]]:

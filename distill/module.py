@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.balance.base import Balancer, Measured
 from distill.balance.branch import Branch
 from distill.balance.fixed import FixedWeights
-from distill.balance.gram import gram
+from distill.balance.gram import gradients_of
 from distill.checks import check_length, check_packing
 from distill.data.base import DistillData
 from distill.layers import layers_of
@@ -75,15 +75,21 @@ class DistillModule(pl.LightningModule):
         needing = [name for name, loss in self.terms.items() if loss.needs_teacher]
         if self.teacher is None and needing:
             raise ConfigError(f"model.losses: {needing} need a teacher, but model.teacher is not set; set it, or keep only hard losses")
+        if taken := set(self.terms) & {"loss", "lr", "grad_norm"}:
+            raise ConfigError(f"model.losses: {sorted(taken)} are names of the log; call the terms otherwise, e.g. kd")
         self.balancer.start(list(self.terms))
 
     def forget_teacher(self) -> None:
-        """Train the student alone: on its losses that need no teacher, the heaviest weighing 1; on cross-entropy where there are none."""
-        hard = {name: loss for name, loss in self.terms.items() if not loss.needs_teacher} or {"ce": CrossEntropy()}
-        weights = self.balancer.weights(list(hard))
-        heaviest = max(weights.values()) or 1.0
-        self.teacher, self.losses = None, nn.ModuleDict(hard)
-        self.balancer = FixedWeights({name: weight / heaviest for name, weight in weights.items()})
+        """Train the student alone: on its losses that need no teacher, the heaviest weighing 1; on cross-entropy where none teaches."""
+        hard = {name: loss for name, loss in self.terms.items() if not loss.needs_teacher}
+        weights = self.balancer.weights(list(self.terms))
+        teaching = [name for name, loss in hard.items() if not loss.regulariser and weights[name] > 0]
+        heaviest = max((weights[name] for name in teaching), default=max(weights.values()))
+        fixed = {name: weights[name] / heaviest for name in hard}
+        if not teaching:
+            name = "ce" if "ce" not in hard else "cross_entropy"
+            hard, fixed = {**hard, name: CrossEntropy()}, {**fixed, name: 1.0}
+        self.teacher, self.losses, self.balancer = None, nn.ModuleDict(hard), FixedWeights(fixed)
 
     @property
     def terms(self) -> dict[str, Term]:
@@ -124,6 +130,8 @@ class DistillModule(pl.LightningModule):
             "class_name": lambda index: self.data.class_name(index),
             "num_samples": len(self.data.train_set),
             "batch_size": self.data.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size,
+            "micro_batch": self.data.batch_size,
+            "packed": self.data.pack,
             "student": layers_of(student, "model.student"),
             "teacher": layers_of(teachers[0], "model.teacher") if teachers else None,
         }
@@ -147,6 +155,10 @@ class DistillModule(pl.LightningModule):
         self._check_rows(self.student, "model.student")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigError("GradientAccumulationScheduler changes the global batch in mid-training; use trainer.accumulate_grad_batches")
+        if self.trainer.world_size > 1 and not any(isinstance(loss, TokenLoss) for loss in self.terms.values()):
+            raise ConfigError(
+                "model.losses has no term on the student's predictions, so its head would learn nothing; add one, e.g. kd: ForwardKL"
+            )
 
     def on_train_start(self) -> None:
         """Look once more: a teacher that moves is silently wrong."""
@@ -155,12 +167,25 @@ class DistillModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the balancer's state."""
-        checkpoint["balancer"] = self.balancer.state_dict()
+        checkpoint["balancer"] = {"class": type(self.balancer).__name__, "state": self.balancer.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the balancer's state back, and let Lightning count micro-batches from where the data go on."""
-        self.balancer.load_state_dict(checkpoint["balancer"])
+        self._check_terms_of(checkpoint)
+        kept = checkpoint["balancer"]
+        if kept["class"] == type(self.balancer).__name__:  # another balancer begins anew
+            self.balancer.load_state_dict(kept["state"])
         self.data.realign(checkpoint)
+
+    def _check_terms_of(self, checkpoint: dict[str, Any]) -> None:
+        ours = {f"losses.{key}" for key in self.losses.state_dict()}
+        theirs = {key for key in checkpoint["state_dict"] if key.startswith("losses.")}
+        if ours != theirs:
+            names = sorted({key.split(".")[1] for key in ours ^ theirs})
+            raise ConfigError(
+                f"the checkpoint and model.losses do not have the same parameters in {names}, e.g. projectors; resume with the terms that "
+                "it was made with, or start a new run from its student folder"
+            )
 
     # ---- one step
 
@@ -184,12 +209,9 @@ class DistillModule(pl.LightningModule):
         student, teacher = self.forward_both(batch)
         assert self.student is not None, "configure_model comes first"
         weights = self.balancer.weights(list(self.terms))
-        products = (
-            gram(lambda name: self._evaluate_terms([name], student, teacher, batch).total, list(self.terms), self.student)
-            if exact
-            else None
-        )
-        return self._evaluate_terms(list(self.terms), student, teacher, batch, weights, norms)._replace(gram=products)
+        alone = lambda name: self._evaluate_terms([name], student, teacher, batch).total  # noqa: E731
+        gradients = gradients_of(alone, list(self.terms), self.student) if exact else None
+        return self._evaluate_terms(list(self.terms), student, teacher, batch, weights, norms)._replace(gradients=gradients)
 
     def _evaluate_terms(
         self,
@@ -220,7 +242,7 @@ class DistillModule(pl.LightningModule):
             loss.at(self.global_step, self._total_steps())
         self._seed()
         norms = self.balancer.wants_norms(self.global_step) or self._logs_now()
-        micro = self.objective(batch, norms, exact=not self._window.parts and self.balancer.wants_gram(self.global_step))
+        micro = self.objective(batch, norms, exact=self.balancer.wants_gram(self.global_step))
         count = self.trainer.strategy.reduce(batch["num_valid"].clone(), reduce_op="sum").clamp(min=1)
         self._window.add(micro, batch, count)
         return micro.total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / count)
@@ -261,7 +283,8 @@ class DistillModule(pl.LightningModule):
         self.log("train/grad_norm", norm)
         self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
         self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **self._figures(measured)})
-        self.balancer.update(measured)
+        asked = self.balancer.wants_norms(self.global_step)  # what is measured for the log alone must not change training
+        self.balancer.update(measured if asked else replace(measured, norms={}))
 
     def _figures(self, measured: Measured) -> dict[str, float]:
         """What is logged of each term beside its loss."""

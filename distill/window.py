@@ -8,7 +8,8 @@ from torch import Tensor
 
 from distill.balance.base import Measured
 from distill.balance.branch import Branch
-from distill.types import IGNORE_INDEX, Batch
+from distill.balance.gram import Gradients, gram
+from distill.types import Batch
 
 
 class Micro(NamedTuple):
@@ -20,7 +21,7 @@ class Micro(NamedTuple):
         squares: squared norms of the token losses' gradients, where they were measured.
         branches: where those of the other terms will be, after the backward pass.
         with_norms: whether they are measured.
-        gram: inner products of the terms' gradients on the parameters, where they were measured.
+        gradients: of each term on the parameters, where they were measured.
     """
 
     total: Tensor
@@ -28,7 +29,7 @@ class Micro(NamedTuple):
     squares: dict[str, Tensor]
     branches: dict[str, Branch]
     with_norms: bool = False
-    gram: Tensor | None = None
+    gradients: list[Gradients] | None = None
 
 
 class Window:
@@ -37,14 +38,15 @@ class Window:
     def __init__(self) -> None:
         self.parts: list[Micro] = []
         self.ids: list[Tensor] = []
-        self.valid: list[Tensor] = []
+        self.gradients: list[Gradients] | None = None
         self.count: Tensor = torch.ones(())
 
     def add(self, micro: Micro, batch: Batch, count: Tensor) -> None:
         """Take in a micro-batch; `count` is the valid positions of the global batch."""
-        self.parts.append(micro._replace(total=micro.total.detach()))
+        if micro.gradients is not None:
+            self.gradients = micro.gradients if self.gradients is None else _sum(self.gradients, micro.gradients)
+        self.parts.append(micro._replace(total=micro.total.detach(), gradients=None))
         self.ids.append(batch["sample_ids"])
-        self.valid.append((batch["labels"] != IGNORE_INDEX).sum())
         self.count = count
 
     def rows(self) -> list[int]:
@@ -58,23 +60,28 @@ class Window:
 
         Args:
             names: the terms.
-            reduce_sum: sums a tensor over the ranks; called once, with everything in it.
+            reduce_sum: sums a tensor over the ranks.
         """
         losses = torch.stack([torch.stack([micro.total, *(micro.sums[name] for name in names)]) for micro in self.parts]).sum(0)
         with_norms = self.parts[0].with_norms
         squares = torch.stack([self._square(name).to(losses) for name in names]) if with_norms else losses.new_zeros(0)
-        products = self.parts[0].gram
-        exact = losses.new_zeros(0) if products is None else (products / self.valid[0].clamp(min=1) ** 2).flatten().to(losses)
-        ones = losses.new_ones(1)
-        together = [losses / self.count, squares / self.count**2, exact, ones]
-        means, norms, exact, ranks = reduce_sum(torch.cat(together)).split([len(part) for part in together])
+        together = [losses / self.count, squares / self.count**2]
+        means, norms = reduce_sum(torch.cat(together)).split([len(part) for part in together])
         by_name = dict(zip(names, means.tolist()[1:], strict=True))
         return {"loss": means[0].item(), **by_name}, Measured(
             losses=by_name,
             norms=dict(zip(names, norms.sqrt().tolist(), strict=True)) if with_norms else {},
-            gram=None if products is None else (exact / ranks).double().view(len(names), len(names)).cpu(),
+            gram=None if self.gradients is None else self._gram(self.gradients, reduce_sum),
         )
+
+    def _gram(self, gradients: list[Gradients], reduce_sum: Callable[[Tensor], Tensor]) -> Tensor:
+        whole = [[reduce_sum(part) for part in term] for term in gradients]
+        return gram(whole) / float(self.count) ** 2
 
     def _square(self, name: str) -> Tensor:
         found = [micro.branches[name].square if name in micro.branches else micro.squares[name] for micro in self.parts]
         return torch.stack([square.to(self.count.device) for square in found]).sum()
+
+
+def _sum(one: list[Gradients], other: list[Gradients]) -> list[Gradients]:
+    return [[a.add_(b) for a, b in zip(x, y, strict=True)] for x, y in zip(one, other, strict=True)]

@@ -40,6 +40,10 @@ HIDDEN = "--model.losses.hidden=HiddenMSE"
         (["--model.losses={ce: CrossEntropy}", "--model.balancer=GradNorm"], "GradNorm balances at least two terms against each other"),
         (["--model.balancer=GradNorm", "--model.balancer.shares={ce: 1}"], "model.balancer.shares: unknown [], missing ['kd']"),
         (["--model.balancer.weights.kl=1"], "balancer: weights for ['kl'], but model.losses has ['ce', 'kd']"),
+        (
+            ["--model.losses.rkd=RKDAngle", "--data.batch_size=2"],
+            "model.losses.rkd: RKDAngle compares the samples of a micro-",
+        ),
         (["--model.losses.att=AttentionMaps"], "model.student runs attention as 'sdpa', which gives no attention maps"),
         (
             ["--model.losses.cw=ClassWeighted", "--model.losses.cw.term=ForwardKL", "--model.losses.cw.class_weights=FrequencyPwer"],

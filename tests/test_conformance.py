@@ -163,6 +163,16 @@ def stays_finite_on_extreme_logits(cls: type[TokenLoss], reference: Reference) -
         assert gradient.isfinite().all()
 
 
+def stays_finite_where_a_class_is_ruled_out(cls: type[TokenLoss], reference: Reference) -> None:
+    out = float("-inf")
+    logits = torch.tensor([[1.0, 2.0, 3.0, 0.5], [out, 2.0, 3.0, 0.5], [1.0, out, out, 0.5], [1.0, out, out, out]])
+    student, teacher = (torch.stack([row for pair in product(logits, repeat=2) for row in (pair[i],)])[None] for i in (0, 1))
+    for chosen in variants(cls):
+        value, gradient = on_logits(make(cls, 4, **chosen), student, teacher)
+        assert torch.tensor(value).isfinite()
+        assert gradient.isfinite().all()
+
+
 def its_weight_scales_the_gradient(cls: type[TokenLoss], reference: Reference) -> None:
     case = Case.random(dtype=torch.float64)
     one, some = case.chunked({"it": make(cls, case.num_classes)}), case.chunked({"it": make(cls, case.num_classes)}, {"it": 0.37})
@@ -188,6 +198,7 @@ MILL: tuple[Check, ...] = (
     t_squared_is_in_value_and_gradient,
     is_accurate_on_half_precision_logits,
     stays_finite_on_extreme_logits,
+    stays_finite_where_a_class_is_ruled_out,
     its_weight_scales_the_gradient,
     does_without_a_teacher_where_it_says_so,
 )

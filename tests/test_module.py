@@ -271,6 +271,34 @@ def test_forgetting_the_teacher_keeps_the_ratios_of_the_hard_terms(tmp_path: Pat
     assert module.balancer.weights(list(module.terms)) == {"ce": 1.0, "z": pytest.approx(5e-4)}
 
 
+@pytest.mark.parametrize("weight", [1e-4, 0.0])
+def test_no_student_is_trained_on_a_regulariser_alone(tmp_path: Path, weight: float) -> None:
+    losses = {"kd": ForwardKL(), "z": ZLoss()}
+    module = pair.module(tmp_path, losses=losses, balancer=FixedWeights({"z": weight}))
+    module.forget_teacher()
+    assert module.balancer.weights(list(module.terms)) == {"z": pytest.approx(weight), "ce": 1.0}
+    silent = pair.module(tmp_path, balancer=FixedWeights({"ce": 0.0}))
+    silent.forget_teacher()
+    assert silent.balancer.weights(list(silent.terms))["cross_entropy"] == 1.0
+
+
+def test_another_balancer_begins_anew_and_other_terms_are_refused(tmp_path: Path) -> None:
+    first = pair.module(tmp_path)
+    trainer = pair.trainer(max_steps=2)
+    trainer.fit(first, pair.data(tmp_path, batch_size=8))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    data = pair.data(tmp_path, batch_size=8)
+    again: dict[str, Any] = {"ckpt_path": tmp_path / "x.ckpt", "weights_only": False}
+    pair.trainer(max_steps=3).fit(pair.module(tmp_path, balancer=GradNorm()), data, **again)
+    with pytest.raises(ConfigError, match=r"do not have the same parameters in \['hidden'\]"):
+        pair.trainer(max_steps=3).fit(balanced(tmp_path), pair.data(tmp_path, batch_size=8), **again)
+
+
+def test_a_name_of_the_log_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\['loss'\] are names of the log"):
+        pair.module(tmp_path, losses={"loss": CrossEntropy()}, balancer=None)
+
+
 @pytest.mark.parametrize(("dropout", "make"), [(0.0, pair.module), (0.3, pair.module), (0.3, balanced)])
 def test_resume_in_mid_epoch_is_exact_to_the_bit(tmp_path: Path, dropout: float, make: Any) -> None:
     student = FromConfig(pair.STUDENT | {"attention_dropout": dropout})

@@ -1,5 +1,7 @@
 """What is measured of each term: its gradient's norm at the branch point and on the parameters, however the batch is cut."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,8 @@ def test_accumulation_measures_what_the_whole_batch_does(tmp_path: Path, batch_s
     for a, b in zip(whole.seen, parts.seen, strict=True):
         assert b.losses == pytest.approx(a.losses, rel=1e-4)
         assert b.norms == pytest.approx(a.norms, rel=1e-4)
+        assert (a.gram is None) == (b.gram is None)
+        assert a.gram is None or torch.allclose(a.gram, b.gram, rtol=1e-3, atol=1e-7)
 
 
 def test_two_ranks_measure_what_one_does_and_know_the_same(tmp_path: Path) -> None:
@@ -147,6 +151,7 @@ def test_two_ranks_measure_what_one_does_and_know_the_same(tmp_path: Path) -> No
         assert (b.gram is None) == (c.gram is None)
         assert b.gram is None or torch.equal(b.gram, c.gram)
         assert b.norms == pytest.approx(a.norms, rel=1e-4)
+        assert a.gram is None or torch.allclose(a.gram, b.gram, rtol=1e-3, atol=1e-7)
 
 
 def test_bfloat16_measures_about_the_same(tmp_path: Path) -> None:
@@ -180,6 +185,40 @@ def test_a_term_that_weighs_nothing_has_no_norm_at_its_tap(tmp_path: Path) -> No
     _, spy = fit(tmp_path, max_steps=1, hidden=0.0)
     assert spy.seen[0].norms["hidden"] == 0.0
     assert spy.seen[0].norms["last"] > 0
+
+
+@pytest.mark.parametrize("log_every", [0, 1])
+def test_what_is_measured_for_the_log_does_not_reach_the_balancer(tmp_path: Path, log_every: int) -> None:
+    class Rare(Spy):
+        exact_every = 0
+
+        def wants_norms(self, step: int) -> bool:
+            return step == 1
+
+    pl.seed_everything(0, verbose=False)
+    module = pair.module(tmp_path, losses=terms(), balancer=Rare())
+    pair.trainer(max_steps=3, log_every_n_steps=log_every).fit(module, pair.data(tmp_path, batch_size=8))
+    assert [bool(measured.norms) for measured in module.balancer.seen] == [False, True, False]
+
+
+def test_no_tap_outlives_its_step(tmp_path: Path) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    class Watched(Size):
+        def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+            alive.extend(weakref.ref(tap) for tap in student.taps.values())
+            return super().forward(student, teacher, batch)
+
+    pl.seed_everything(0, verbose=False)
+    losses = {"ce": CrossEntropy(), "hidden": Watched(INPUT, LAYER)}
+    module = pair.module(tmp_path, losses=losses, balancer=Spy())
+    gc.disable()
+    try:
+        pair.trainer(max_steps=4).fit(module, pair.data(tmp_path, batch_size=8))
+        assert len(alive) >= 8
+        assert sum(ref() is not None for ref in alive) <= 2, "taps of earlier steps are still held"
+    finally:
+        gc.enable()
 
 
 def test_every_figure_of_a_term_is_logged(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ class Branch:
         measured: whether to measure; otherwise the taps are passed on as they are.
 
     Attributes:
-        taps: the views, by the same names.
+        taps: the views, by the same names, until `of` was called.
         square: `Σ ‖∂L / ∂tap‖²` over the taps, float32, once the backward pass has been; 0 where the term weighs 0.
     """
 
@@ -33,7 +33,8 @@ class Branch:
         return view
 
     def of(self, value: Tensor) -> Tensor:
-        """Watch the factor that comes back to the term's value, a scalar; gives the value to go on with."""
+        """Watch the factor that comes back to the term's value, a scalar; gives the value to go on with, and lets go of the taps."""
+        self.taps = {}  # each holds its hook, which holds this: a circle that no collector sees, as part of it is in C++
         if not value.requires_grad:
             return value
         view = value.view_as(value)

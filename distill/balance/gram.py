@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+Gradients = list[Tensor]
 
-def gram(value_of: Callable[[str], Tensor], names: Sequence[str], model: nn.Module) -> Tensor:
-    """Inner products of the terms' gradients, `G_ij = ⟨∇L_i, ∇L_j⟩` on the parameters that every term may move.
 
-    Keeps one gradient of the model per term while it runs. Does not touch `.grad`, so no strategy's hooks notice.
+def gradients_of(value_of: Callable[[str], Tensor], names: Sequence[str], model: nn.Module) -> list[Gradients]:
+    """Each term's gradient on the trainable parameters of a model. Does not touch `.grad`, so no strategy's hooks notice.
 
     Args:
         value_of: evaluates one term, a differentiable scalar; the graph below it is kept.
@@ -17,9 +17,22 @@ def gram(value_of: Callable[[str], Tensor], names: Sequence[str], model: nn.Modu
         model: whose trainable parameters count.
 
     Returns:
-        `[k, k]`, float64.
+        For each term, a tensor for each parameter; zeros where the term does not depend on it.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = [torch.autograd.grad(value_of(name), parameters, retain_graph=True, materialize_grads=True) for name in names]
-    products = [[sum((a.double() * b.double()).sum() for a, b in zip(x, y, strict=True)) for y in gradients] for x in gradients]
-    return torch.stack([torch.stack([torch.as_tensor(value) for value in row]) for row in products])
+
+    def of(value: Tensor) -> Gradients:
+        if not value.requires_grad:
+            return [torch.zeros_like(p) for p in parameters]
+        return list(torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True, allow_unused=True))
+
+    return [of(value_of(name)) for name in names]
+
+
+def gram(gradients: Sequence[Gradients]) -> Tensor:
+    """Inner products of gradients, `G_ij = ⟨∇L_i, ∇L_j⟩`: `[k, k]`, float64."""
+    products = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
+    for parts in zip(*gradients, strict=True):
+        flat = torch.stack([part.flatten() for part in parts]).double()
+        products += (flat @ flat.T).cpu()
+    return products

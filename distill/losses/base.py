@@ -25,6 +25,8 @@ class Setting:
         class_name: gives the name of a class, for messages.
         num_samples: rows of the training data.
         batch_size: rows in a global batch, of all ranks and micro-batches.
+        micro_batch: rows in a micro-batch.
+        packed: whether a row may hold several documents.
         student: the student's layers.
         teacher: the teacher's, or None where there is no teacher.
     """
@@ -36,14 +38,22 @@ class Setting:
     class_name: Callable[[int], str]
     num_samples: int
     batch_size: int
+    micro_batch: int
+    packed: bool
     student: Layers
     teacher: Layers | None = None
 
 
 class Term(nn.Module):
-    """A named term of the objective. Every term gives a sum over valid positions; the module divides once, by their global count."""
+    """A named term of the objective. Every term gives a sum over valid positions; the module divides once, by their global count.
+
+    Attributes:
+        needs_teacher: whether it compares with a teacher.
+        regulariser: whether it only keeps a student in bounds and teaches it nothing, e.g. a z-loss.
+    """
 
     needs_teacher: bool = True
+    regulariser: bool = False
 
     def prepare(self, setting: Setting) -> None:
         """Look at the data and the models before the optimizer is made: choose layers, make projectors, count classes, refuse mistakes.
@@ -103,6 +113,7 @@ class Divergence(TokenLoss):
         self.t_squared = t_squared
         if t_squared and not self.temperature.with_t_squared:
             raise ConfigError(f"temperature: {type(self.temperature).__name__} holds only without the factor T²; set t_squared: false")
+        self.at(1, 1)  # ramps go one way: what is right at the end and at the start is right between
         self.at(0, 1)
 
     def prepare(self, setting: Setting) -> None:

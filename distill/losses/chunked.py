@@ -18,9 +18,9 @@ from distill.types import IGNORE_INDEX, ConfigError, Outputs
 
 Gradients = list[Tensor | None]
 
-# float16 holds nothing below 6e-8. A GradScaler's factor reaches this gradient only in the backward pass, when what was smaller is gone,
-# so one of our own goes in before and, in float32, out again.
-HALF_SCALE = 1024.0
+# What the largest gradient of a chunk's float16 logits is scaled to: float16 holds nothing below 6e-8 and nothing above 65,504, and a
+# GradScaler's factor reaches this gradient only in the backward pass, when what was outside is gone. 2⁵ leaves room for sums over rows.
+HALF_TOP = 2.0**5
 
 
 class Objective(NamedTuple):
@@ -128,8 +128,13 @@ def _trainable(*modules: nn.Module) -> list[nn.Parameter]:
     return list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
 
 
-def _scale(logits: Tensor) -> float:
-    return HALF_SCALE if logits.dtype == torch.float16 else 1.0
+def _fitted(flow: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """A gradient in the dtype of the logits, and the power of two that it was multiplied by so that float16 holds it."""
+    if dtype != torch.float16:
+        return flow, 1.0
+    largest = flow.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    scale = (HALF_TOP / largest).log2().floor().clamp(-100, 100).exp2()
+    return (flow * scale).half(), scale
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -180,7 +185,7 @@ class _Tally:
         return terms if self.norms else [torch.stack([w * term for w, term in zip(self.work.weights, terms, strict=True)]).sum()]
 
     def evaluate(self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> list[Tensor]:
-        """Evaluate a chunk, block by block; give the gradient of each part with respect to the logits, scaled."""
+        """Evaluate a chunk, block by block; give the gradient of each part with respect to the logits."""
         flows = self._room(logits)
         for block in chunks(len(labels), block_size(self.work.num_classes, labels.device)):
             teacher = None if teacher_logits is None else teacher_logits[block]
@@ -189,27 +194,36 @@ class _Tally:
 
     def through_the_head(self, rows: slice, part: Tensor, logits: Tensor, flows: list[Tensor]) -> None:
         """Take a chunk's gradients back through the head, to the features and to the head's parameters."""
-        scale = _scale(logits)
         if not flows:
             return
-        if self.features is not None:
-            for i, (weight, flow) in enumerate(zip(self.of_parts, flows, strict=True)):
-                gradient = torch.autograd.grad(logits, part, flow, retain_graph=True)[0].to(self.features.dtype)
-                self.features[rows] += gradient * (weight / scale)
+        for i, (weight, flow) in enumerate(zip(self.of_parts, flows, strict=True)):
+            if self.features is not None or self.norms:
+                fitted, scale = _fitted(flow, logits.dtype)
+                gradient = torch.autograd.grad(logits, part, fitted, retain_graph=True)[0].to(self.sums.dtype) / scale
                 if self.norms:
-                    self.squares[i] = self.squares[i] + (gradient / scale).square().sum()
+                    self.squares[i] = self.squares[i] + gradient.square().sum()
+                if self.features is not None:
+                    self.features[rows] += gradient * weight
         if self.work.of_head:
-            flow = flows[0] if len(flows) == 1 else torch.stack([w * flow for w, flow in zip(self.of_parts, flows, strict=True)]).sum(0)
-            self._sum(0, torch.autograd.grad(logits, self.work.of_head, flow, allow_unused=True), 1 / scale)
+            fitted, scale = _fitted(self._together(flows), logits.dtype)
+            self._sum(0, torch.autograd.grad(logits, self.work.of_head, fitted, allow_unused=True), 1 / scale)
+
+    def _together(self, flows: list[Tensor]) -> Tensor:
+        """The gradient of the objective, from those of its parts; in the place of the first, which is not needed any more."""
+        total = flows[0].mul_(self.of_parts[0])
+        for weight, flow in zip(self.of_parts[1:], flows[1:], strict=True):
+            total.add_(flow, alpha=weight)
+        return total
 
     def _room(self, logits: Tensor) -> list[Tensor]:
         """Gradients of the parts with respect to the logits: the same memory for every chunk, with zeros at the vocabulary's padding."""
         if self.with_gradient and not self.room:
-            self.room = [torch.zeros_like(logits, requires_grad=False) for _ in self.of_parts]
+            dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            self.room = [torch.zeros_like(logits, dtype=dtype, requires_grad=False) for _ in self.of_parts]
         return [room[: len(logits)] for room in self.room]
 
     def _block(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, flows: list[Tensor]) -> None:
-        work, scale = self.work, _scale(logits)
+        work = self.work
         with torch.set_grad_enabled(self.with_gradient):
             leaf = cut(logits, work.num_classes).detach().requires_grad_(self.with_gradient)
             terms = work.block(leaf, teacher, labels)
@@ -217,15 +231,16 @@ class _Tally:
         self.sums += torch.stack([term.detach() for term in terms])
         for part, weight, flow in zip(parts, self.of_parts, flows, strict=bool(flows)):
             first, *rest = torch.autograd.grad(part, [leaf, *work.of_losses], retain_graph=True, materialize_grads=True, allow_unused=True)
-            flow[:, : work.num_classes] = first if scale == 1.0 else first * scale
+            flow[:, : work.num_classes] = first
             self._sum(len(work.of_head), rest, weight)
 
-    def _sum(self, start: int, gradients: Iterable[Tensor | None], factor: float) -> None:
+    def _sum(self, start: int, gradients: Iterable[Tensor | None], factor: Tensor | float) -> None:
         for i, gradient in enumerate(gradients, start):
             if gradient is not None:
                 wide = gradient.to(_wide(gradient.dtype))
                 total = self.params[i]
-                self.params[i] = wide * factor if total is None else total.add_(wide, alpha=factor)
+                wide = wide if isinstance(factor, float) and factor == 1.0 else wide * factor
+                self.params[i] = wide if total is None else total.add_(wide)
 
     def gradients(self) -> Gradients:
         """Give them for the features and every parameter."""

@@ -57,7 +57,7 @@ class CRD(Relational):
     def __init__(self, layers: LayerRule = "last", dim: int = 128, temperature: float = 0.07) -> None:
         super().__init__(layers)
         if dim < 1 or not 0 < temperature < math.inf:
-            raise ConfigError(f"CRD: want dim ≥ 1 and temperature > 0, got {dim} and {temperature}; the paper has 128 and 0.07 to 0.1")
+            raise ConfigError(f"CRD: want dim ≥ 1 and temperature > 0, got {dim} and {temperature}; the authors take 128 and 0.07")
         self.dim, self.temperature = dim, temperature
         self.embeddings = nn.ModuleList()  # of the teacher; the student's are its projectors
 

@@ -86,6 +86,7 @@ class ZLoss(TokenLoss):
     """
 
     needs_teacher = False
+    regulariser = True
 
     def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
         """Square the logarithm of the softmax's denominator."""

@@ -118,6 +118,11 @@ def tapped(match: Match, student: Outputs, teacher: Outputs) -> tuple[Tensor, Te
     for who, outputs, name, width in zip(("student", "teacher"), (student, teacher), match.taps, match.widths, strict=True):
         if name not in outputs.taps:
             raise ConfigError(f"{match.key}: the {who} does not run '{name}' on the way to its features; name a module that it does")
+        if outputs.taps[name].ndim < 3:
+            raise ConfigError(
+                f"{match.key}: '{name}' of the {who} gives {list(outputs.taps[name].shape)}, one vector per row and not per position; name "
+                "a module that sees every position"
+            )
         if outputs.taps[name].ndim == 3 and outputs.taps[name].shape[-1] != width:
             raise ConfigError(
                 f"{match.key}: '{name}' of the {who} gives {outputs.taps[name].shape[-1]} values, but its weights are {width} wide; name "

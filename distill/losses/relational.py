@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.losses.attention import documents, real
+from distill.losses.base import Setting
 from distill.losses.features import Unprojected, unit
 from distill.losses.layer_map import LayerRule
 from distill.losses.projector import full
 from distill.losses.support import position_weights
-from distill.types import Batch
+from distill.types import Batch, ConfigError
 
 
 def pooled(tap_BTD: Tensor, batch: Batch) -> Tensor:
@@ -89,12 +90,24 @@ class Relational(Unprojected, ABC):
 
     Args:
         layers: which layers are matched, see `layer_map.pairs`; or pairs of dotted names of submodules.
+
+    Raises:
+        ConfigError: (in `prepare`) a micro-batch never has enough samples.
     """
 
-    fewest: int = 2  # samples
+    fewest: int = 2  # samples that it can compare
 
     def __init__(self, layers: LayerRule = "last") -> None:
         super().__init__(layers)
+
+    def prepare(self, setting: Setting) -> None:
+        """See that there is something to relate, and match the layers."""
+        if not setting.packed and setting.micro_batch < self.fewest:
+            raise ConfigError(
+                f"{setting.key}: {type(self).__name__} compares the samples of a micro-batch, at least {self.fewest}, but "
+                f"data.batch_size is {setting.micro_batch}; raise it, accumulation does not help"
+            )
+        super().prepare(setting)
 
     def rows(self, tap_BTD: Tensor, batch: Batch) -> Tensor:
         """Give one vector per sample."""

@@ -5,6 +5,8 @@ from torch import Tensor, float64
 
 from distill.types import IGNORE_INDEX, Batch, ConfigError
 
+FLOOR = -1e5
+
 
 class Distribution:
     """Distributions over V classes at N positions, known by logits; what is asked for twice is computed once.
@@ -36,12 +38,14 @@ def cut(logits_NV: Tensor, num_classes: int) -> Tensor:
     one family differ in that padding. No label and no target lies there: the columns are left out before the softmax, which is the
     same as masking them to −inf, without the NaN that −inf brings into a backward pass.
 
+    A logit of −inf (a class that a model rules out) becomes `FLOOR`: its probability is 0 all the same, and `0 · (−inf)` appears nowhere.
+
     Args:
         logits_NV: `[N, V']` with V' ≥ num_classes, of any floating dtype.
         num_classes: V, the number of tokens of the tokenizer, or of labels.
 
     Returns:
-        `[N, V]`.
+        `[N, V]`, at least `FLOOR`.
 
     Raises:
         ConfigError: the head has fewer columns than there are classes.
@@ -52,7 +56,7 @@ def cut(logits_NV: Tensor, num_classes: int) -> Tensor:
             "take a model made for this tokenizer, or one with as many labels"
         )
     logits = logits_NV[..., :num_classes]
-    return logits if logits.dtype == float64 else logits.float()
+    return (logits if logits.dtype == float64 else logits.float()).clamp(min=FLOOR)
 
 
 def log_probs(logits_NV: Tensor, num_classes: int) -> Tensor:

@@ -171,9 +171,10 @@ def test_a_restart_keeps_the_weights() -> None:
 
 def test_when_it_measures() -> None:
     balancer = GradNorm(every=3, exact_every=4)
-    assert [step for step in range(9) if balancer.wants_norms(step)] == [0, 3, 6]
+    assert [step for step in range(9) if balancer.wants_norms(step)] == [0, 3, 4, 6, 8]
     assert [step for step in range(9) if balancer.wants_gram(step)] == [0, 4, 8]
-    assert not any(GradNorm().wants_gram(step) for step in range(9))
+    assert [step for step in range(500) if GradNorm().wants_gram(step)] == [0, 200, 400]
+    assert not any(GradNorm(exact_every=0).wants_gram(step) for step in range(9))
     assert [step for step in range(9) if NormEqualisation(every=4).wants_norms(step)] == [0, 4, 8]
 
 

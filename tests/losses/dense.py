@@ -124,6 +124,8 @@ def setting(num_classes: int, unit: str = "sample", **changes: Any) -> Setting:
         "class_name": lambda i: f"class{i}",
         "num_samples": int(counts(num_classes).sum()),
         "batch_size": 8,
+        "micro_batch": 8,
+        "packed": False,
         "student": student,
         "teacher": teacher,
     }

@@ -7,6 +7,7 @@ from torch import Tensor
 from distill.losses.base import Divergence
 from distill.losses.support import Distribution
 from distill.schedule import Cosine
+from distill.types import ConfigError
 
 
 class Gap(Divergence):
@@ -35,6 +36,11 @@ def test_the_factor_is_in_value_and_gradient() -> None:
         results.append((value.detach(), student.grad))
     for with_factor, without in zip(*results, strict=True):
         torch.testing.assert_close(with_factor, 9 * without)
+
+
+def test_a_schedule_that_ends_at_no_temperature_is_refused_before_it_gets_there() -> None:
+    with pytest.raises(ConfigError, match="temperature must be > 0, got 0"):
+        Gap(Cosine(5.0, 0.0, fraction=0.5))
 
 
 def test_a_schedule_moves_it() -> None:

@@ -356,6 +356,53 @@ def test_squares_are_those_of_each_terms_own_gradient(mask: str, chunk: int) -> 
         assert gap(squares[name], case.dense(reference).features.square().sum()) < 1e-12
 
 
+def test_measuring_one_weighted_term_changes_no_gradient() -> None:
+    case = Case.random(dtype=torch.float64)
+    found = []
+    for norms in (False, True):
+        student = case.student()
+        total, _, _ = chunked_objective(
+            student, case.teacher(), case.labels, {"kd": ForwardKL()}, {"kd": 0.1}, case.num_classes, 3, norms=norms
+        )
+        total.backward()
+        found.append((_grad(student.features), _grad(next(student.head.parameters()))))
+    for plain, measured in zip(*found, strict=True):
+        assert gap(measured, plain) < 1e-12
+
+
+def test_a_frozen_trunk_is_measured_all_the_same() -> None:
+    case = Case.random(dtype=torch.float64)
+    head = linear(case.student_weight)
+    student = Outputs(case.student_features, head)
+    _, _, squares = chunked_objective(
+        student, case.teacher(), case.labels, {"kd": ForwardKL()}, {"kd": 0.1}, case.num_classes, 3, norms=True
+    )
+    assert gap(squares["kd"], case.dense(reference_ForwardKL).features.square().sum()) < 1e-12
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("weight", [1e-6, 1.0, 500.0])
+def test_a_float16_head_holds_gradients_of_any_size(weight: float, norms: bool) -> None:
+    torch.manual_seed(0)
+    features, weights = torch.randn(1, 32, 64).half(), (torch.randn(300, 64) / 4).half()
+    teacher, labels = 3 * torch.randn(1, 32, 300), torch.randint(300, (1, 32))
+    x, head = features.clone().requires_grad_(), linear(weights)
+    terms = {"ce": CrossEntropy(), "kd": ForwardKL(4.0)}
+    total, _, _ = chunked_objective(
+        Outputs(x, head), Outputs(teacher, nn.Identity()), labels, terms, dict.fromkeys(terms, weight), 300, norms=norms
+    )
+    total.backward()
+    leaf = F.linear(features[0], weights).double().requires_grad_()
+    p = (teacher[0].double() / 4).softmax(-1)
+    kl = 16 * (p * (p.log() - (leaf / 4).log_softmax(-1))).sum()
+    (F.cross_entropy(leaf, labels[0], reduction="sum") + kl).backward()
+    expected = weight * leaf.grad @ weights.double()
+    if weight == 500.0:  # the features' gradient itself, which autograd wants in float16, is near the end of it
+        expected = expected.clamp(-65504, 65504)
+    assert gap(_grad(x)[0].clamp(-65504, 65504), expected) < 2e-2 if weight > 1e-3 else _grad(x).isfinite().all()
+    assert _grad(head.weight).float().abs().max() > 0
+
+
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case.random(shape=(1, 9), mask="none", dtype=torch.float64)
     whole = case.chunked(BOTH, WEIGHTS, chunk=9)

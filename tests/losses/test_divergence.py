@@ -72,9 +72,8 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> No
 
 
 def test_a_schedule_that_reaches_zero_is_refused_where_it_does() -> None:
-    loss = ForwardKL(Linear(1.0, 0.0))
     with pytest.raises(ConfigError, match="temperature must be > 0, got 0"):
-        loss.at(10, 10)
+        ForwardKL(Linear(1.0, 0.0))
 
 
 @pytest.mark.parametrize(("temperature", "noise"), [(4.0, 0.04), (8.0, 0.04), (4.0, 0.004)])

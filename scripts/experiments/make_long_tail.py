@@ -5,8 +5,9 @@
 
 The teacher of the cut Banking77 is a logistic regression, fitted on its training rows, over sentence embeddings of MiniLM-L6 (mean pooling,
 normalised); that of GoEmotions is the same encoder fine-tuned (`fine_tune.py`), as a regression over its embeddings is worse there than a
-small student by itself. Each set becomes a folder with `train.jsonl`, `val.jsonl`, `test.jsonl`, `tokenizer/`, `teacher.npz` (float32 logits of the
-three files and the names of the columns) and `about.json`. Embeddings take about ten minutes of one CPU core, and are kept in `--cache`.
+small student by itself. Each set becomes a folder with `train.jsonl`, `val.jsonl`, `test.jsonl`, `tokenizer/`, `teacher.npz` (float32
+logits of the three files and the names of the columns) and `about.json`. Embedding takes about ten minutes of one CPU core and
+fine-tuning twenty; both are kept in `--cache`.
 """
 
 import argparse

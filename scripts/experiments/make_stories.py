@@ -2,8 +2,8 @@
 
     python scripts/experiments/make_stories.py --source ../shared/data/stories260K --out runs/experiments/stories
 
-The source holds `hf/` (the model) and `teacher_samples_int16.npy` (`[rows, 192]` tokens). The model's tokens have no tokenizer of transformers,
-so one is made whose text is the tokens' numbers: `t1 t403 t287 …`; nothing but their identity matters here.
+The source holds `hf/` (the model) and `teacher_samples_int16.npy` (`[rows, 192]` tokens). The model's tokens have no tokenizer of
+transformers, so one is made whose text is the tokens' numbers: `<s> t403 t287 …`; nothing but their identity matters here.
 """
 
 import argparse

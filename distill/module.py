@@ -12,16 +12,14 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from distill.balance.base import Balancer, Measured
-from distill.balance.branch import Branch
+from distill import objective
+from distill.balance.base import Balancer
 from distill.balance.fixed import FixedWeights
 from distill.balance.gram import gradients_of
 from distill.checks import check_length, check_packing
 from distill.data.base import DistillData
 from distill.layers import layers_of
 from distill.losses.base import Loss, Setting, Term, TokenLoss
-from distill.losses.chunked import chunked_objective
-from distill.losses.hard import CrossEntropy
 from distill.losses.measure import measure
 from distill.optim import AdamW, Optimizer
 from distill.students.base import Student
@@ -66,30 +64,14 @@ class DistillModule(pl.LightningModule):
         self.balancer, self.optimizer = balancer or FixedWeights(), optimizer or AdamW()
         self.student: nn.Module | None = None
         self.expected: dict[str, Any] = {}
-        self._check_losses()
-        self._window = Window()
-
-    def _check_losses(self) -> None:
-        if not self.losses:
-            raise ConfigError("model.losses is empty; give at least one term, e.g. ce: CrossEntropy")
-        needing = [name for name, loss in self.terms.items() if loss.needs_teacher]
-        if self.teacher is None and needing:
-            raise ConfigError(f"model.losses: {needing} need a teacher, but model.teacher is not set; set it, or keep only hard losses")
-        if taken := set(self.terms) & {"loss", "lr", "grad_norm"}:
-            raise ConfigError(f"model.losses: {sorted(taken)} are names of the log; call the terms otherwise, e.g. kd")
+        objective.check(self.terms, with_teacher=teacher is not None)
         self.balancer.start(list(self.terms))
+        self._window = Window()
 
     def forget_teacher(self) -> None:
         """Train the student alone: on its losses that need no teacher, the heaviest weighing 1; on cross-entropy where none teaches."""
-        hard = {name: loss for name, loss in self.terms.items() if not loss.needs_teacher}
-        weights = self.balancer.weights(list(self.terms))
-        teaching = [name for name, loss in hard.items() if not loss.regulariser and weights[name] > 0]
-        heaviest = max((weights[name] for name in teaching), default=max(weights.values()))
-        fixed = {name: weights[name] / heaviest for name in hard}
-        if not teaching:
-            name = "ce" if "ce" not in hard else "cross_entropy"
-            hard, fixed = {**hard, name: CrossEntropy()}, {**fixed, name: 1.0}
-        self.teacher, self.losses, self.balancer = None, nn.ModuleDict(hard), FixedWeights(fixed)
+        losses, weights = objective.without_teacher(self.terms, self.balancer.weights(list(self.terms)))
+        self.teacher, self.losses, self.balancer = None, nn.ModuleDict(losses), FixedWeights(weights)
 
     @property
     def terms(self) -> dict[str, Term]:
@@ -171,21 +153,11 @@ class DistillModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the balancer's state back, and let Lightning count micro-batches from where the data go on."""
-        self._check_terms_of(checkpoint)
+        objective.check_checkpoint(self.losses, checkpoint["state_dict"])
         kept = checkpoint["balancer"]
         if kept["class"] == type(self.balancer).__name__:  # another balancer begins anew
             self.balancer.load_state_dict(kept["state"])
         self.data.realign(checkpoint)
-
-    def _check_terms_of(self, checkpoint: dict[str, Any]) -> None:
-        ours = {f"losses.{key}" for key in self.losses.state_dict()}
-        theirs = {key for key in checkpoint["state_dict"] if key.startswith("losses.")}
-        if ours != theirs:
-            names = sorted({key.split(".")[1] for key in ours ^ theirs})
-            raise ConfigError(
-                f"the checkpoint and model.losses do not have the same parameters in {names}, e.g. projectors; resume with the terms that "
-                "it was made with, or start a new run from its student folder"
-            )
 
     # ---- one step
 
@@ -206,35 +178,13 @@ class DistillModule(pl.LightningModule):
             norms: whether to measure each term's gradient at its branch point.
             exact: whether to measure the gradients on the parameters, at one `autograd.grad` a term.
         """
-        student, teacher = self.forward_both(batch)
         assert self.student is not None, "configure_model comes first"
-        weights = self.balancer.weights(list(self.terms))
-        alone = lambda name: self._evaluate_terms([name], student, teacher, batch).total  # noqa: E731
+        student, teacher = self.forward_both(batch)
+        given = (student, teacher, batch, self.data.num_classes, self.chunk)
+        alone = lambda name: objective.evaluate({name: self.terms[name]}, {name: 1.0}, *given).total  # noqa: E731
         gradients = gradients_of(alone, list(self.terms), self.student) if exact else None
-        return self._evaluate_terms(list(self.terms), student, teacher, batch, weights, norms)._replace(gradients=gradients)
-
-    def _evaluate_terms(
-        self,
-        names: list[str],
-        student: Outputs,
-        teacher: Outputs | None,
-        batch: Batch,
-        weights: dict[str, float] | None = None,
-        norms: bool = False,
-    ) -> Micro:
-        weights = weights or dict.fromkeys(names, 1.0)
-        token = {name: loss for name in names if isinstance(loss := self.losses[name], TokenLoss)}
-        total, sums, squares = chunked_objective(
-            student, teacher, batch["labels"], token, weights, self.data.num_classes, self.chunk, norms
-        )
-        branches = {}
-        for name in names:
-            if isinstance(loss := self.losses[name], Loss):
-                branch = branches[name] = Branch({tap: student.taps[tap] for tap in loss.student_taps}, norms)
-                value = branch.of(loss(replace(student, taps=branch.taps), teacher, batch))
-                total = total + weights[name] * value
-                sums[name] = value.detach()
-        return Micro(total, {name: sums[name] for name in names}, squares, branches, norms)
+        weights = self.balancer.weights(list(self.terms))
+        return objective.evaluate(self.terms, weights, *given, norms=norms)._replace(gradients=gradients)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Evaluate the objective; Lightning divides by the accumulation and DDP by the ranks, so both are multiplied back in."""
@@ -280,22 +230,12 @@ class DistillModule(pl.LightningModule):
                 f"step {self.global_step}: {', '.join(bad)}; the weights are as the step before left them. Training rows of this batch on "
                 f"this rank: {window.rows()}. Try a lower model.optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true"
             )
+        weights = self.balancer.weights(list(self.terms))
         self.log("train/grad_norm", norm)
         self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
-        self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **self._figures(measured)})
+        self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **objective.figures(self.terms, weights, measured)})
         asked = self.balancer.wants_norms(self.global_step)  # what is measured for the log alone must not change training
         self.balancer.update(measured if asked else replace(measured, norms={}))
-
-    def _figures(self, measured: Measured) -> dict[str, float]:
-        """What is logged of each term beside its loss."""
-        weights = self.balancer.weights(list(self.terms))
-        figures = {f"{n}_{k}": v for n, loss in self.terms.items() for k, v in loss.scheduled().items()}
-        figures |= {f"{name}_weight": weight for name, weight in weights.items()}
-        figures |= {f"{name}_weighted": weights[name] * value for name, value in measured.losses.items()}
-        figures |= {f"{name}_grad_norm": value for name, value in measured.norms.items()}
-        if measured.gram is not None:
-            figures |= {f"{n}_grad_norm_exact": v for n, v in zip(self.terms, measured.gram.diagonal().sqrt().tolist(), strict=True)}
-        return {f"train/{name}": value for name, value in figures.items()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the measures of the validation set, each weighted by its valid positions."""

@@ -1,0 +1,107 @@
+"""The objective `Σ_i w_i L_i` of a micro-batch, whatever its terms are; and what is said of the terms before and after."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from distill.balance.base import Measured
+from distill.balance.branch import Branch
+from distill.losses.base import Loss, Term, TokenLoss
+from distill.losses.chunked import chunked_objective
+from distill.losses.hard import CrossEntropy
+from distill.types import Batch, ConfigError, Outputs
+from distill.window import Micro
+
+RESERVED = {"loss", "lr", "grad_norm"}
+
+
+def check(terms: Mapping[str, Term], with_teacher: bool) -> None:
+    """Look at the terms by themselves.
+
+    Raises:
+        ConfigError: there are none, one needs a teacher where there is none, or is called like a figure of the log.
+    """
+    if not terms:
+        raise ConfigError("model.losses is empty; give at least one term, e.g. ce: CrossEntropy")
+    if taken := set(terms) & RESERVED:
+        raise ConfigError(f"model.losses: {sorted(taken)} are names of the log; call the terms otherwise, e.g. kd")
+    needing = [name for name, loss in terms.items() if loss.needs_teacher]
+    if needing and not with_teacher:
+        raise ConfigError(f"model.losses: {needing} need a teacher, but model.teacher is not set; set it, or keep only hard losses")
+
+
+def check_checkpoint(losses: nn.ModuleDict, state_dict: Mapping[str, Tensor]) -> None:
+    """Make sure that a checkpoint holds what the terms have learned themselves, and nothing of other terms.
+
+    Raises:
+        ConfigError: it does not; the message names the terms.
+    """
+    ours = {f"losses.{key}" for key in losses.state_dict()}
+    theirs = {key for key in state_dict if key.startswith("losses.")}
+    if ours != theirs:
+        names = sorted({key.split(".")[1] for key in ours ^ theirs})
+        raise ConfigError(
+            f"the checkpoint and model.losses do not have the same parameters in {names}, e.g. projectors; resume with the terms that "
+            "it was made with, or start a new run from its student folder"
+        )
+
+
+def without_teacher(terms: Mapping[str, Term], weights: Mapping[str, float]) -> tuple[dict[str, Term], dict[str, float]]:
+    """Give the terms that need no teacher with the ratios of their weights, the heaviest that teaches weighing 1.
+
+    Cross-entropy joins where none of them teaches: nothing, or a z-loss alone, is no baseline.
+    """
+    hard = {name: loss for name, loss in terms.items() if not loss.needs_teacher}
+    teaching = [name for name, loss in hard.items() if not loss.regulariser and weights[name] > 0]
+    heaviest = max((weights[name] for name in teaching), default=max(weights.values()))
+    fixed = {name: weights[name] / heaviest for name in hard}
+    if not teaching:
+        name = "ce" if "ce" not in hard else "cross_entropy"
+        hard, fixed = {**hard, name: CrossEntropy()}, {**fixed, name: 1.0}
+    return hard, fixed
+
+
+def evaluate(
+    terms: Mapping[str, Term],
+    weights: Mapping[str, float],
+    student: Outputs,
+    teacher: Outputs | None,
+    batch: Batch,
+    num_classes: int,
+    chunk: int | None = None,
+    norms: bool = False,
+) -> Micro:
+    """Evaluate the weighted sum of the terms over the valid positions of a micro-batch.
+
+    Args:
+        terms: by name.
+        weights: w_i by the same names.
+        student: with the taps that the terms asked for; receives the gradient.
+        teacher: the same, or None where no term needs one.
+        batch: the micro-batch.
+        num_classes: V.
+        chunk: valid tokens at a time, see `chunked_objective`.
+        norms: whether each term's gradient is measured at its branch point.
+    """
+    token = {name: loss for name, loss in terms.items() if isinstance(loss, TokenLoss)}
+    total, sums, squares = chunked_objective(student, teacher, batch["labels"], token, weights, num_classes, chunk, norms)
+    branches = {}
+    for name, loss in terms.items():
+        if isinstance(loss, Loss):
+            branch = branches[name] = Branch({tap: student.taps[tap] for tap in loss.student_taps}, norms)
+            value = branch.of(loss(replace(student, taps=branch.taps), teacher, batch))
+            total = total + weights[name] * value
+            sums[name] = value.detach()
+    return Micro(total, {name: sums[name] for name in terms}, squares, branches, norms)
+
+
+def figures(terms: Mapping[str, Term], weights: Mapping[str, float], measured: Measured) -> dict[str, float]:
+    """What is logged of each term beside its loss, by `train/NAME_…`: weight, weighted loss, norms of the gradient, schedules."""
+    found = {f"{n}_{k}": v for n, loss in terms.items() for k, v in loss.scheduled().items()}
+    found |= {f"{name}_weight": weight for name, weight in weights.items()}
+    found |= {f"{name}_weighted": weights[name] * value for name, value in measured.losses.items()}
+    found |= {f"{name}_grad_norm": value for name, value in measured.norms.items()}
+    if measured.gram is not None:
+        found |= {f"{n}_grad_norm_exact": v for n, v in zip(terms, measured.gram.diagonal().sqrt().tolist(), strict=True)}
+    return {f"train/{name}": value for name, value in found.items()}

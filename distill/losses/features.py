@@ -51,16 +51,22 @@ class HiddenStates(Loss, ABC):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Sum over valid positions, averaged over the pairs."""
-        values = []
+        values: list[Tensor] = []
+        valid: dict[int, tuple[Tensor, Tensor]] = {}  # by length: found once, not for every layer, as a GPU has to be waited for
         with torch.autocast(student.features.device.type, enabled=False):
             for i, match in enumerate(self.matches):
-                ours, theirs = (full(self.rows(tap, batch)) for tap in tapped(match, student, teacher))
-                values.append(self.compare(*self.meet(i, ours, theirs), _weights(batch, student.taps[match.taps[0]])))
+                sides = tapped(match, student, teacher)
+                length = sides[0].shape[1]
+                if length not in valid:
+                    valid[length] = _valid(batch, length)
+                index, weights = valid[length]
+                ours, theirs = (full(self.rows(tap, batch, index)) for tap in sides)
+                values.append(self.compare(*self.meet(i, ours, theirs), weights))
             return torch.stack(values).mean()
 
-    def rows(self, tap_BTD: Tensor, batch: Batch) -> Tensor:
-        """Choose the vectors that are compared, `[N, D]`: the valid positions."""
-        return tap_BTD[position_weights(batch, tap_BTD.shape[1]) > 0]
+    def rows(self, tap_BTD: Tensor, batch: Batch, index_N: Tensor) -> Tensor:
+        """Choose the vectors that are compared, `[N, D]`: those at the valid positions, whose index in `[B · T]` is given."""
+        return tap_BTD.flatten(0, 1).index_select(0, index_N)
 
     def meet(self, i: int, student_ND: Tensor, teacher_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Bring both sides of pair i to one width."""
@@ -77,9 +83,11 @@ class HiddenStates(Loss, ABC):
         """
 
 
-def _weights(batch: Batch, tap: Tensor) -> Tensor:
-    weights = position_weights(batch, tap.shape[1])
-    return weights[weights > 0]
+def _valid(batch: Batch, length: int) -> tuple[Tensor, Tensor]:
+    """Where the valid positions are in `[B · T]`, and how much each counts."""
+    weights = position_weights(batch, length).flatten()
+    index = weights.nonzero()[:, 0]
+    return index, weights.index_select(0, index)
 
 
 def unit(x: Tensor) -> Tensor:

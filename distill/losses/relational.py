@@ -109,7 +109,7 @@ class Relational(Unprojected, ABC):
             )
         super().prepare(setting)
 
-    def rows(self, tap_BTD: Tensor, batch: Batch) -> Tensor:
+    def rows(self, tap_BTD: Tensor, batch: Batch, index_N: Tensor) -> Tensor:
         """Give one vector per sample."""
         return pooled(full(tap_BTD), batch)
 

@@ -237,7 +237,7 @@ class MeanInsteadOfSum(HiddenMSE):
 
 
 class PaddingCounts(HiddenMSE):
-    def rows(self, tap_BTD: Tensor, batch: Batch) -> Tensor:
+    def rows(self, tap_BTD: Tensor, batch: Batch, index_N: Tensor) -> Tensor:
         return tap_BTD[(batch["labels"] != -100).any(1)].flatten(0, 1)
 
     def compare(self, student_ND: Tensor, teacher_ND: Tensor, weights: Tensor) -> Tensor:

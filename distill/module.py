@@ -234,6 +234,9 @@ class DistillModule(pl.LightningModule):
         self.log("train/grad_norm", norm)
         self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
         self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **objective.figures(self.terms, weights, measured)})
+        if measured.gram is not None:  # past `self.log`, which would write it again at every step until the next measurement
+            for logger in self.loggers:
+                logger.log_metrics(objective.exact_figures(self.terms, measured.gram), self.global_step)
         asked = self.balancer.wants_norms(self.global_step)  # what is measured for the log alone must not change training
         self.balancer.update(measured if asked else replace(measured, norms={}))
 

@@ -97,11 +97,14 @@ def evaluate(
 
 
 def figures(terms: Mapping[str, Term], weights: Mapping[str, float], measured: Measured) -> dict[str, float]:
-    """What is logged of each term beside its loss, by `train/NAME_…`: weight, weighted loss, norms of the gradient, schedules."""
+    """What is logged of each term beside its loss, by `train/NAME_…`: weight, weighted loss, norm of the gradient, schedules."""
     found = {f"{n}_{k}": v for n, loss in terms.items() for k, v in loss.scheduled().items()}
     found |= {f"{name}_weight": weight for name, weight in weights.items()}
     found |= {f"{name}_weighted": weights[name] * value for name, value in measured.losses.items()}
     found |= {f"{name}_grad_norm": value for name, value in measured.norms.items()}
-    if measured.gram is not None:
-        found |= {f"{n}_grad_norm_exact": v for n, v in zip(terms, measured.gram.diagonal().sqrt().tolist(), strict=True)}
     return {f"train/{name}": value for name, value in found.items()}
+
+
+def exact_figures(terms: Mapping[str, Term], gram: Tensor) -> dict[str, float]:
+    """The norms of the gradients on the parameters, by `train/NAME_grad_norm_exact`."""
+    return {f"train/{name}_grad_norm_exact": norm for name, norm in zip(terms, gram.diagonal().sqrt().tolist(), strict=True)}

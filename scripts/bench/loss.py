@@ -184,7 +184,7 @@ def prepared(v: int, device: torch.device) -> dict[str, TokenLoss]:
     """Every token loss by its defaults, in a made-up setting; says which cannot be had so."""
     counts = 1 + torch.arange(v) % 50
     student, teacher = (Layers(f"model.{who}", ("layers.0", "layers.1"), 8, 2, None, (), "eager") for who in ("student", "teacher"))
-    setting = Setting("model.losses.it", "sample", v, lambda: counts, str, int(counts.sum()), 8, student, teacher)
+    setting = Setting("model.losses.it", "sample", v, lambda: counts, str, int(counts.sum()), 8, 8, False, student, teacher)
     found = {}
     for cls in dict.fromkeys(token_losses()):
         needed = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -210,6 +210,8 @@ class _Tally:
 
     def _together(self, flows: list[Tensor]) -> Tensor:
         """The gradient of the objective, from those of its parts; in the place of the first, which is not needed any more."""
+        if not self.norms:
+            return flows[0]
         total = flows[0].mul_(self.of_parts[0])
         for weight, flow in zip(self.of_parts[1:], flows[1:], strict=True):
             total.add_(flow, alpha=weight)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import distill.losses
 from distill.losses.base import Divergence, TokenLoss
+from distill.losses.block import has_closed_form
 from distill.losses.chunked import chunked_objective
 from distill.losses.support import Distribution
 from distill.types import Outputs
@@ -95,6 +96,18 @@ def does_not_depend_on_the_chunk(cls: type[TokenLoss], reference: Reference) -> 
     whole = case.chunked(make(cls, case.num_classes), chunk=1000)
     for chunk in (1, 2, 3, 5):
         assert_close(case.chunked(make(cls, case.num_classes), chunk=chunk), whole, 1e-12)
+
+
+def closed_form_and_autograd_agree(cls: type[TokenLoss], reference: Reference) -> None:
+    class LeftToAutograd(cls):  # type: ignore[misc, valid-type]
+        def forward(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> Tensor:
+            return super().forward(student, teacher, labels_N)
+
+    assert not has_closed_form(LeftToAutograd)
+    for i, chosen in enumerate(variants(cls) if has_closed_form(cls) else []):
+        case = Case.random(seed=i, dtype=torch.float64)
+        ours = case.chunked(make(cls, case.num_classes, **chosen), chunk=3)
+        assert_close(ours, case.chunked(make(LeftToAutograd, case.num_classes, **chosen), chunk=3), 1e-12)
 
 
 def padding_of_the_vocabulary_does_not_matter(cls: type[TokenLoss], reference: Reference) -> None:
@@ -192,6 +205,7 @@ MILL: tuple[Check, ...] = (
     agrees_with_the_reference,
     agrees_in_bfloat16,
     does_not_depend_on_the_chunk,
+    closed_form_and_autograd_agree,
     padding_of_the_vocabulary_does_not_matter,
     the_teacher_gets_no_gradient,
     is_zero_where_student_is_teacher,

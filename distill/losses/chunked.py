@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.losses.base import TokenLoss
-from distill.losses.support import Distribution, cut
-from distill.types import IGNORE_INDEX, ConfigError, Outputs
+from distill.losses.block import Terms, trainable
+from distill.types import IGNORE_INDEX, Outputs
 
 Gradients = list[Tensor | None]
 
@@ -67,11 +67,12 @@ def chunked_objective(
         return Objective(labels_BT.new_zeros((), dtype=torch.float32), {}, {})
     if teacher is None or targets is None or not any(loss.needs_teacher for loss in losses.values()):
         teacher = targets = None
-    work = _Work(student.head, list(losses.items()), [weights[name] for name in losses], num_classes)
+    terms, of_head = Terms(losses, weights, num_classes), trainable(student.head)
+    terms.params = [p for p in terms.params if not any(p is q for q in of_head)]
     size = chunk or chunk_size(num_classes, features.device)
 
     def walk(with_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Gradients]:
-        tally = _Tally(features, work, with_gradient, norms)
+        tally = _Tally(features, of_head, terms, with_gradient, norms)
         for rows in chunks(len(labels), size):
             with torch.set_grad_enabled(with_gradient):
                 part = features[rows].detach().requires_grad_(with_gradient)
@@ -83,8 +84,9 @@ def chunked_objective(
             tally.through_the_head(rows, part, logits, flows)
         return tally.total, tally.sums, tally.squares, tally.gradients()
 
-    if torch.is_grad_enabled() and (features.requires_grad or work.params):
-        total, sums, squares = _GradientInForward.apply(walk, features, *work.params)
+    params = [*of_head, *terms.params]
+    if torch.is_grad_enabled() and (features.requires_grad or params):
+        total, sums, squares = _GradientInForward.apply(walk, features, *params)
     else:
         total, sums, squares, _ = walk(False)
     return Objective(
@@ -113,21 +115,6 @@ def block_size(num_classes: int, device: torch.device) -> int:
     return max(1, (2**18 if device.type == "cpu" else 2**25) // num_classes)
 
 
-def _evaluate(name: str, loss: TokenLoss, student: Distribution, teacher: Distribution | None, labels: Tensor) -> Tensor:
-    values: Tensor = loss(student, teacher, labels)
-    if values.shape != labels.shape:
-        raise ConfigError(
-            f"model.losses.{name} gives shape {list(values.shape)} for {len(labels)} positions; it must give one value per position, "
-            "[N], summed over the vocabulary and not averaged over positions"
-        )
-    return values.sum()
-
-
-def _trainable(*modules: nn.Module) -> list[nn.Parameter]:
-    """The parameters that want a gradient, each once, whichever modules share it."""
-    return list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
-
-
 def _fitted(flow: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
     """A gradient in the dtype of the logits, and the power of two that it was multiplied by so that float16 holds it."""
     if dtype != torch.float16:
@@ -141,55 +128,39 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-class _Work:
-    """What is to be evaluated, and the parameters it depends on: first the head's, then those of the losses."""
-
-    def __init__(self, head: nn.Module, losses: list[tuple[str, TokenLoss]], weights: list[float], num_classes: int) -> None:
-        self.losses, self.weights, self.num_classes = losses, weights, num_classes
-        self.of_head, of_losses = _trainable(head), _trainable(*(loss for _, loss in losses))
-        self.of_losses = [p for p in of_losses if not any(p is q for q in self.of_head)]
-        self.params = [*self.of_head, *self.of_losses]
-
-    def block(self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> list[Tensor]:
-        """Evaluate every term on a few positions."""
-        student = Distribution(logits)
-        teacher = None if teacher_logits is None else Distribution(cut(teacher_logits, self.num_classes))
-        return [_evaluate(name, loss, student, teacher, labels) for name, loss in self.losses]
-
-
 class _Tally:
     """Sums and gradients over the chunks, in float32 (in bf16 a long sum stands still).
 
     The gradient is taken of a list of parts whose weighted sum is the objective: the objective itself or, to measure them, each term.
     """
 
-    def __init__(self, features: Tensor, work: _Work, with_gradient: bool, norms: bool) -> None:
+    def __init__(self, features: Tensor, of_head: list[nn.Parameter], terms: Terms, with_gradient: bool, norms: bool) -> None:
         wide, device = _wide(features.dtype), features.device
-        self.work, self.with_gradient, self.norms = work, with_gradient, norms
-        self.sums, self.squares = (torch.zeros(len(work.losses), dtype=wide, device=device) for _ in range(2))
-        self.weights = torch.tensor(work.weights, dtype=wide, device=device)
+        self.of_head, self.terms, self.with_gradient, self.norms = of_head, terms, with_gradient, norms
+        self.sums, self.squares = (torch.zeros(len(terms.weights), dtype=wide, device=device) for _ in range(2))
+        self.weights = torch.tensor(terms.weights, dtype=wide, device=device)
+        self.of_parts = terms.weights if norms else [1.0]
         self.features = torch.zeros_like(features, dtype=wide) if with_gradient and features.requires_grad else None
-        self.params: Gradients = [None] * len(work.params)
+        self.params: Gradients = [None] * (len(of_head) + len(terms.params))
         self.room: list[Tensor] = []
 
     @property
     def total(self) -> Tensor:
         return (self.weights * self.sums).sum()  # no product: autocast would round it
 
-    @property
-    def of_parts(self) -> list[float]:
-        """The weights of the parts."""
-        return self.work.weights if self.norms else [1.0]
-
-    def parts(self, terms: list[Tensor]) -> list[Tensor]:
-        return terms if self.norms else [torch.stack([w * term for w, term in zip(self.work.weights, terms, strict=True)]).sum()]
-
     def evaluate(self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> list[Tensor]:
         """Evaluate a chunk, block by block; give the gradient of each part with respect to the logits."""
         flows = self._room(logits)
-        for block in chunks(len(labels), block_size(self.work.num_classes, labels.device)):
-            teacher = None if teacher_logits is None else teacher_logits[block]
-            self._block(logits[block], teacher, labels[block], [flow[block] for flow in flows])
+        for block in chunks(len(labels), block_size(self.terms.num_classes, labels.device)):
+            sides = logits[block], None if teacher_logits is None else teacher_logits[block]
+            if not self.with_gradient:
+                self.sums += self.terms.sums(*sides, labels[block])
+                continue
+            found = self.terms.gradients(*sides, labels[block], each=self.norms)
+            self.sums += found.sums
+            self._sum(len(self.of_head), found.params, 1.0)
+            for flow, part in zip(flows, found.flows, strict=True):
+                flow[block, : self.terms.num_classes] = part
         return flows
 
     def through_the_head(self, rows: slice, part: Tensor, logits: Tensor, flows: list[Tensor]) -> None:
@@ -204,9 +175,9 @@ class _Tally:
                     self.squares[i] = self.squares[i] + gradient.square().sum()
                 if self.features is not None:
                     self.features[rows] += gradient * weight
-        if self.work.of_head:
+        if self.of_head:
             fitted, scale = _fitted(self._together(flows), logits.dtype)
-            self._sum(0, torch.autograd.grad(logits, self.work.of_head, fitted, allow_unused=True), 1 / scale)
+            self._sum(0, torch.autograd.grad(logits, self.of_head, fitted, allow_unused=True), 1 / scale)
 
     def _together(self, flows: list[Tensor]) -> Tensor:
         """The gradient of the objective, from those of its parts; in the place of the first, which is not needed any more."""
@@ -224,18 +195,6 @@ class _Tally:
             self.room = [torch.zeros_like(logits, dtype=dtype, requires_grad=False) for _ in self.of_parts]
         return [room[: len(logits)] for room in self.room]
 
-    def _block(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, flows: list[Tensor]) -> None:
-        work = self.work
-        with torch.set_grad_enabled(self.with_gradient):
-            leaf = cut(logits, work.num_classes).detach().requires_grad_(self.with_gradient)
-            terms = work.block(leaf, teacher, labels)
-            parts = self.parts(terms)
-        self.sums += torch.stack([term.detach() for term in terms])
-        for part, weight, flow in zip(parts, self.of_parts, flows, strict=bool(flows)):
-            first, *rest = torch.autograd.grad(part, [leaf, *work.of_losses], retain_graph=True, materialize_grads=True, allow_unused=True)
-            flow[:, : work.num_classes] = first
-            self._sum(len(work.of_head), rest, weight)
-
     def _sum(self, start: int, gradients: Iterable[Tensor | None], factor: Tensor | float) -> None:
         for i, gradient in enumerate(gradients, start):
             if gradient is not None:
@@ -249,7 +208,8 @@ class _Tally:
         if not self.with_gradient:
             return []
         # zeros, not None, where no token was valid: every rank must hand each parameter's gradient to DDP
-        return [self.features, *(torch.zeros_like(p) if g is None else g for p, g in zip(self.work.params, self.params, strict=True))]
+        params = [*self.of_head, *self.terms.params]
+        return [self.features, *(torch.zeros_like(p) if g is None else g for p, g in zip(params, self.params, strict=True))]
 
 
 class _GradientInForward(torch.autograd.Function):

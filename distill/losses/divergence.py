@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distill.losses.base import Divergence
+from distill.losses.support import Distribution
 
 
 def forward_kl(student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
@@ -55,17 +56,23 @@ class _KL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_q: Tensor, log_p: Tensor) -> Tensor:
-        p = log_p.exp()
-        difference = log_q.exp().sub_(p)
-        weighted = p.mul_(log_p - log_q)
+        values, difference, weighted = _kl(log_q, log_p)
         ctx.save_for_backward(
             *(each if wanted else None for each, wanted in zip((difference, weighted), ctx.needs_input_grad, strict=True))
         )
-        return weighted.add(difference).sum(-1)
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(None if each is None else each * grad[:, None] for each in ctx.saved_tensors)
+
+
+def _kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`KL(p ‖ q)`, `q − p` and `p (log p − log q)`."""
+    p = log_p.exp()
+    difference = log_q.exp().sub_(p)
+    weighted = p.mul_(log_p - log_q)
+    return weighted.add(difference).sum(-1), difference, weighted
 
 
 def pinned(gradient_NV: Tensor, probs_NV: Tensor) -> Tensor:
@@ -87,11 +94,16 @@ def pinned(gradient_NV: Tensor, probs_NV: Tensor) -> Tensor:
 
 
 class ForwardKL(Divergence):
-    """`T² KL(p_T ‖ q_T)`, see `forward_kl`."""
+    """`T² KL(p_T ‖ q_T)`, see `forward_kl`; its gradient with respect to the student's logits is `T (q_T − p_T)`."""
 
     def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         """Evaluate `forward_kl`."""
         return forward_kl(student_logp_NV, teacher_logp_NV)
+
+    def with_gradient(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate `forward_kl` and its gradient, which passes through the softmax unchanged: q and p have the same sum."""
+        values, difference, _ = _kl(student.logp(self.T), teacher.logp(self.T))
+        return values * self.factor, difference.mul_(self.factor / self.T)
 
 
 class ReverseKL(Divergence):

@@ -1,5 +1,6 @@
 """Hard labels, and what needs nothing but the student."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -74,6 +75,21 @@ class CrossEntropy(TokenLoss):
             return value
         smooth = uniform_cross_entropy(logp, None if self.w is None else self.w.like(logp))
         return (1 - self.label_smoothing) * value + self.label_smoothing * smooth
+
+    def with_gradient(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate `forward` and its gradient, `q_v Σ_u g_u − g_v` where g_v is how much `−log q_v` weighs in the value."""
+        logp = student.logp()
+        of_label = torch.full_like(labels_N, 1 - self.label_smoothing, dtype=logp.dtype)
+        if self.w is not None:
+            of_label = of_label * self.w.at(labels_N, logp)
+        gradient, total = logp.exp(), of_label
+        if self.label_smoothing:
+            of_each = self.label_smoothing / logp.shape[-1] * (torch.ones_like(logp[0]) if self.w is None else self.w.like(logp))
+            total = total + of_each.sum()
+            gradient = gradient.mul_(total[:, None]).sub_(of_each)
+        elif self.w is not None:
+            gradient = gradient.mul_(total[:, None])
+        return self(student, teacher, labels_N), gradient.scatter_add_(-1, labels_N[:, None], -of_label[:, None])
 
 
 class ZLoss(TokenLoss):

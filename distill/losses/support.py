@@ -22,13 +22,21 @@ class Distribution:
     def logp(self, temperature: float = 1.0) -> Tensor:
         """Log-probabilities at temperature T, `log_softmax(z / T)`: `[N, V]`, nats."""
         if temperature not in self._logp:
-            scaled = self.logits_NV if temperature == 1.0 else self.logits_NV / temperature
-            self._logp[temperature] = scaled.log_softmax(-1)
+            self._logp[temperature] = _log_softmax(self.logits_NV, temperature)
         return self._logp[temperature]
 
     def log_partition(self) -> Tensor:
         """The logarithm of the softmax's denominator, `log Σ_v exp z_v`: `[N]`, nats."""
         return self.logits_NV.logsumexp(-1)
+
+
+def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    if temperature == 1.0:
+        return logits_NV.log_softmax(-1)
+    scaled = logits_NV / temperature
+    if scaled.requires_grad:
+        return scaled.log_softmax(-1)
+    return torch.log_softmax(scaled, -1, out=scaled)  # in place: one tensor less for the cache to hold
 
 
 def cut(logits_NV: Tensor, num_classes: int) -> Tensor:

@@ -34,10 +34,10 @@ from torch.profiler import ProfilerActivity, profile
 import distill.losses
 from distill.layers import Layers
 from distill.losses.base import Setting, TokenLoss
+from distill.losses.block import Terms
 from distill.losses.chunked import block_size, chunk_size, chunked_objective, chunks
 from distill.losses.divergence import ForwardKL
 from distill.losses.hard import CrossEntropy
-from distill.losses.support import Distribution
 from distill.types import ConfigError, Outputs
 
 Result = tuple[Tensor, list[Tensor]]
@@ -203,10 +203,9 @@ def prepared(v: int, device: torch.device) -> dict[str, TokenLoss]:
 
 def in_blocks(loss: TokenLoss, logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> None:
     """Forward and backward as the chunked objective does between its matrix products."""
+    terms = Terms({"it": loss}, {"it": 1.0}, logits.shape[1])
     for rows in chunks(len(labels), block_size(logits.shape[1], logits.device)):
-        leaf = logits[rows].detach().requires_grad_()
-        loss(Distribution(leaf), Distribution(teacher_logits[rows]), labels[rows]).sum().backward()
-    loss.zero_grad()
+        terms.gradients(logits[rows], teacher_logits[rows], labels[rows], each=False)
 
 
 def bench_divergences(args: argparse.Namespace, device: torch.device) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
+from pytorch_lightning.utilities import rank_zero_only
 
-from distill import folders
+from distill import checkpoints, folders
 from distill.types import ConfigError
 
 
@@ -34,9 +35,60 @@ def test_an_interrupted_run_goes_on_or_is_moved_aside(tmp_path: Path) -> None:
     assert folders.resume_or_start(run) == []
     assert not run.exists()
     assert (next(tmp_path.glob("a.interrupted-*")) / "precious").read_text() == "x"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "last.ckpt").write_text("x")
+    saved(run, 100)
     assert folders.resume_or_start(run) == ["--ckpt_path=last"]
+
+
+def saved(run: Path, step: int) -> Path:
+    target = run / "checkpoints" / checkpoints.name_of(step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.beside(target).write_bytes(b"weights")
+    checkpoints.publish(checkpoints.beside(target), target)
+    return target
+
+
+def test_last_is_the_newest_that_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two, three = (saved(tmp_path, step) for step in (1, 2, 3))
+    assert folders.checkpoint(tmp_path, "last") == folders.newest(tmp_path) == str(three)
+    assert capsys.readouterr().err == ""
+    three.write_bytes(b"Weights")
+    checkpoints.manifest_of(two).unlink()
+    assert folders.checkpoint(tmp_path, "last") == str(one)
+    assert capsys.readouterr().err.splitlines() == [
+        f"damaged checkpoint {three}: step-00000003.ckpt has other bytes than were written; {one} is used instead",
+        f"damaged checkpoint {two}: it has no step-00000002.ckpt.sha256, which is written last; {one} is used instead",
+    ]
+    one.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"no checkpoint in '.*checkpoints'; give one, or `last`"):
+        folders.checkpoint(tmp_path, "last")
+    assert capsys.readouterr().err.count("no other is whole") == 3
+    assert folders.newest(tmp_path / "nowhere") is None
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused_and_one_without_manifest_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = saved(tmp_path, 1)
+    assert folders.checkpoint(tmp_path, str(named)) == str(named)
+    assert capsys.readouterr().err == ""
+    named.write_bytes(b"Weights")
+    with pytest.raises(ConfigError, match=r"step-00000001\.ckpt is damaged: step-00000001\.ckpt has other bytes than were written; take"):
+        folders.checkpoint(tmp_path, str(named))
+    copied = tmp_path / "copied.ckpt"
+    copied.write_bytes(b"weights")
+    assert folders.checkpoint(tmp_path, str(copied)) == str(copied)
+    assert "copied.ckpt has no manifest copied.ckpt.sha256: used without knowing whether it is whole" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"no checkpoint '.*nowhere\.ckpt'"):
+        folders.checkpoint(tmp_path, str(tmp_path / "nowhere.ckpt"))
+
+
+def test_only_the_first_rank_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, newest = saved(tmp_path, 1), saved(tmp_path, 2)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setattr(checkpoints, "verify", lambda path: pytest.fail("it was read"))
+    assert folders.checkpoint(tmp_path, "last") == folders.checkpoint(tmp_path, str(newest)) == str(newest)
+    (tmp_path / "checkpoints" / "latest").unlink()  # of a process that was killed just before
+    assert folders.checkpoint(tmp_path, "last") == str(newest)
 
 
 def test_the_same_configuration_but_for_its_name(tmp_path: Path) -> None:

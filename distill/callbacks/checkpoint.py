@@ -1,103 +1,125 @@
-"""Checkpoints that a kill, a full disk or a power cut cannot tear."""
+"""When a checkpoint is saved, and which ones are kept."""
 
-import contextlib
-import os
-import pickle
-import zipfile
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
-from distill.types import ConfigError
+from distill import checkpoints
+from distill.callbacks import rng
+from distill.callbacks.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
+from distill.types import ConfigError, TrainingError
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Save so that the path holds either the previous whole checkpoint or the new whole one, at any instant.
+class Checkpoints(Checkpoint):
+    """Saves `step-00000100.ckpt` every so many optimizer steps, at the end, and when asked; keeps the newest ones.
 
-    Write a temporary file beside the target, fsync it, rename it over the target, fsync the folder. The rename is atomic only
-    within one filesystem, hence beside: Lightning's own goes through `$TMPDIR` and does not fsync. A path with a scheme, such
-    as `s3://…`, is left to Lightning: object stores show an object only when it is whole.
+    Whether it is written while training goes on is the matter of the trainer's `AtomicCheckpointIO` or `AsyncCheckpointIO`. Beside what
+    Lightning, the data and the module put into a checkpoint, this adds the random number generators of all ranks, as they stood after the
+    last optimizer step: a checkpoint made in the middle of an accumulation window goes on at the window's beginning.
+
+    Args:
+        folder: where they go, e.g. `runs/NAME/checkpoints`.
+        every: optimizer steps between two saves, ≥ 1.
+        keep: how many stay, ≥ 1.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint.
+    def __init__(self, folder: Path, every: int = 100, keep: int = 2) -> None:
+        for key, value in (("save_every", every), ("keep", keep)):
+            if value < 1:
+                raise ConfigError(f"{key} must be at least 1, got {value}; trainer.enable_checkpointing=false saves nothing at all")
+        self.folder, self.every, self.keep = folder, every, keep
+        self._saved: Path | None = None
+        self._step = 0
+        self._rng: dict[str, Any] = {}  # after step `_step`
+        self._loaded_rng: list[dict[str, Any]] = []
+
+    def save(self, trainer: pl.Trainer, again: bool = False) -> Path:
+        """Save now, and return when it is published; all ranks must call, at the end of a micro-batch.
 
         Args:
-            checkpoint: what `torch.save` is given.
-            path: the file; its folder is made if need be.
-            storage_options: must be None.
+            trainer: whose.
+            again: whether to replace this step's checkpoint where it is there already; otherwise nothing is done then.
 
         Raises:
-            TypeError: `storage_options` is given.
-            OSError: the disk refuses; the previous file at `path` is as it was, and no temporary file is left.
+            TrainingError: the disk refuses, now or for an earlier one that was being written.
         """
-        if storage_options is not None:
-            raise TypeError(f"{type(self).__name__} takes no storage_options, got {storage_options!r}; leave it out")
-        if "://" in str(path):
-            return super().save_checkpoint(checkpoint, path)
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # not *.ckpt: what a SIGKILL leaves behind must never be found by a search for the last checkpoint
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+        target = self._save(trainer, again)
+        self._wait(trainer)
+        trainer.strategy.barrier("Checkpoints.save")
+        self._retire(trainer)
+        return target
 
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Callable | None = lambda storage, _location: storage,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """Read a checkpoint with `torch.load`.
+    def _save(self, trainer: pl.Trainer, again: bool = False) -> Path:
+        target = self.folder / checkpoints.name_of(trainer.global_step)
+        if again or target != self._saved:
+            trainer.save_checkpoint(target)
+            self._saved = target
+            self._retire(trainer)
+        return target
 
-        Args:
-            path: the file.
-            map_location: where tensors go; by default they stay on the CPU.
-            weights_only: as for `torch.load`; None is torch's own default.
+    def _retire(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            checkpoints.retire(self.folder, self.keep)
+
+    def _wait(self, trainer: pl.Trainer) -> None:
+        io = trainer.strategy.checkpoint_io
+        if isinstance(io, AtomicCheckpointIO):
+            io.wait()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse what cannot be had.
 
         Raises:
-            ConfigError: the file is missing, unreadable or torn, or holds objects that the safe loader refuses.
+            ConfigError: asynchronous saving of what is a folder.
         """
+        in_folders = isinstance(trainer.strategy, DeepSpeedStrategy | ModelParallelStrategy)
+        if in_folders and isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+            raise ConfigError("save_async writes checkpoints that are one file, but this trainer.strategy makes folders; leave it out")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Clear what a killed process left half-written; set the random number generators, after all other callbacks."""
+        if trainer.is_global_zero:
+            checkpoints.sweep(self.folder)
+        here = self.folder / checkpoints.name_of(trainer.global_step)
+        # rank 0's word: another rank may have been given another path, see AtomicCheckpointIO.load_checkpoint
+        loaded = trainer.strategy.broadcast(str(trainer.ckpt_path or ""))
+        self._saved = here if loaded and Path(loaded).absolute() == here.absolute() else None
+        if len(self._loaded_rng) == trainer.world_size:  # there is no right state for another number of ranks
+            rng.restore(self._loaded_rng[trainer.global_rank])
+        self._loaded_rng = []
+        self._step, self._rng = trainer.global_step, rng.state()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Save where it is time; once after each optimizer step."""
+        if trainer.global_step == self._step:
+            return
+        self._step, self._rng = trainer.global_step, rng.state()
+        if self._step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end, while the weights are still where they were trained."""
+        self.save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let what is being written be finished; should it fail, say so beside what stopped the training."""
         try:
-            return super().load_checkpoint(path, map_location, weights_only)
-        except FileNotFoundError as error:
-            raise ConfigError(f"no checkpoint '{path}'; {_others(Path(path))}") from error
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ConfigError(f"cannot read checkpoint '{path}': {_reason(path, error)}") from error
+            self._wait(trainer)
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr)
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the random number generators of all ranks."""
+        ahead = self._step != trainer.global_step  # asked by a callback that comes before this one
+        checkpoint["rng"] = rng.gather(rng.state() if ahead else self._rng)
 
-def _reason(path: str | Path, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-        return "it holds more than tensors and plain values; pass weights_only=False if you trust whoever wrote it"
-    # torch's message for a file of another kind advises to switch its safety off
-    known = isinstance(error, OSError | RuntimeError) and str(error)
-    what = known.split("\n")[0] if known else "it is empty or not in torch's format"
-    return f"{what}; the file is torn or no checkpoint; {_others(Path(path))}"
-
-
-def _sync_folder(folder: Path) -> None:
-    # the file is whole and in place by now; some network filesystems refuse to fsync a folder, and need not
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _others(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.glob("*.ckpt") if p.name != path.name)
-    if not names:
-        return "give the path of a checkpoint, or leave it out to start anew"
-    return f"in '{path.parent}' there are {', '.join(names[-5:])}"
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take them, for the moment when training starts."""
+        self._loaded_rng = checkpoint.get("rng", [])

@@ -10,6 +10,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import constants
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -123,12 +125,20 @@ def same_tokens(theirs: dict[str, int], ours: dict[str, int], who: str, other: s
     )
 
 
+def stored(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that hold a tensor's values: itself, or the integers, scales and zero points of a quantised one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [plain for name in names for plain in stored(getattr(tensor, name))]
+
+
 def describe(model: Any) -> dict[str, Any]:
     """Count a model: parameters, trainable parameters, megabytes (10^6 bytes) in memory, dtype."""
     params = list(model.parameters())
     return {
         "parameters": sum(p.numel() for p in params),
         "trainable": sum(p.numel() for p in params if p.requires_grad),
-        "megabytes": sum(p.numel() * p.element_size() for p in params) / 1e6,
+        "megabytes": sum(t.numel() * t.element_size() for p in params for t in stored(p)) / 1e6,
         "dtype": str(next(iter(params)).dtype).removeprefix("torch."),
     }

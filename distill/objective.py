@@ -1,6 +1,7 @@
 """The objective `Σ_i w_i L_i` of a micro-batch, whatever its terms are; and what is said of the terms before and after."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from distill.balance.branch import Branch
 from distill.losses.base import Loss, Term, TokenLoss
 from distill.losses.chunked import chunked_objective
 from distill.losses.hard import CrossEntropy
+from distill.parallel.gather import gathered
 from distill.types import Batch, ConfigError, Outputs
 from distill.window import Micro
 
@@ -85,7 +87,8 @@ def evaluate(
         norms: whether each term's gradient is measured at its branch point.
     """
     token = {name: loss for name, loss in terms.items() if isinstance(loss, TokenLoss)}
-    total, sums, squares = chunked_objective(student, teacher, batch["labels"], token, weights, num_classes, chunk, norms)
+    with heads_gathered(student, teacher, token.values()) as sides:
+        total, sums, squares = chunked_objective(*sides, batch["labels"], token, weights, num_classes, chunk, norms)
     branches = {}
     for name, loss in terms.items():
         if isinstance(loss, Loss):
@@ -94,6 +97,16 @@ def evaluate(
             total = total + weights[name] * value
             sums[name] = value.detach()
     return Micro(total, {name: sums[name] for name in terms}, squares, branches, norms)
+
+
+@contextmanager
+def heads_gathered(student: Outputs, teacher: Outputs | None, losses: Iterable[TokenLoss] = ()) -> Iterator[tuple[Outputs, Outputs | None]]:
+    """Hold the weights of both heads, and of what else is called chunk by chunk, whole: gathered once; every rank must come here."""
+    with ExitStack() as stack:
+        head = stack.enter_context(gathered(student.head, *losses))
+        if teacher is not None:
+            teacher = replace(teacher, head=stack.enter_context(gathered(teacher.head)))
+        yield replace(student, head=head), teacher
 
 
 def figures(terms: Mapping[str, Term], weights: Mapping[str, float], measured: Measured) -> dict[str, float]:

@@ -71,7 +71,7 @@ class FromConfig(Student):
             for key in set(given) & set(expected):
                 if given[key] != expected[key]:
                     raise ConfigError(f"model.student.config.{key} is {given[key]}, but the data say {expected[key]}; leave the key out")
-            config = _for_model(given.pop("model_type", None), given, expected)
+            config = for_model(given.pop("model_type", None), given, expected)
         kwargs: dict[str, Any] = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
         return _ready(task, task.build(config, dtype=dtype, **kwargs), self.gradient_checkpointing)
 
@@ -83,7 +83,12 @@ def _known_keys(model_type: str) -> set[str]:
     )
 
 
-def _for_model(model_type: str | None, given: dict[str, Any], expected: dict[str, Any]) -> Any:
+def for_model(model_type: str | None, given: dict[str, Any], expected: dict[str, Any]) -> Any:
+    """Make the transformers config of a `model_type` from the keys that are given and those that the data decide.
+
+    Raises:
+        ConfigError: no such type or key, or values that it refuses.
+    """
     if not model_type:
         raise ConfigError("model.student.config has no model_type; say e.g. model_type: llama")
     try:

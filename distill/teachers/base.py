@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from pytorch_lightning.strategies import Strategy
 from torch import nn
 
 from distill.tasks import Task
@@ -40,6 +41,18 @@ class Teacher(ABC):
 
         Raises:
             ConfigError: another tokenizer, or other classes.
+        """
+
+    def spread(self, strategy: Strategy) -> None:  # noqa: B027  # most stay whole
+        """Make sure that all ranks hold the same, and leave each a part where that was asked for; called at every start, after `check`.
+
+        No strategy knows of the teacher, so none does it.
+
+        Args:
+            strategy: of the trainer; its process group is up.
+
+        Raises:
+            ConfigError: the ranks hold different weights.
         """
 
     @abstractmethod

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning.strategies import Strategy
 from torch import nn
 from transformers import PreTrainedModel
 
 from distill import hub
 from distill.checks import check_classes, check_head, set_padding
+from distill.parallel.same import check_same
+from distill.parallel.sharded import sharded
 from distill.tasks import Task
 from distill.teachers.base import Teacher
+from distill.teachers.quantise import quantise
 from distill.types import Batch, ConfigError, Outputs
 
 
@@ -23,6 +27,8 @@ class OnlineTeacher(Teacher):
         revision: of the hub id.
         dtype: what it runs in; `auto` follows the trainer's precision.
         attn_implementation: as in transformers, e.g. `sdpa`, `flash_attention_2`.
+        quantize: `int8` stores the weights in 8 bits, see `quantise`; slower on most machines, for a teacher that does not fit otherwise.
+        sharded: leave each rank its part of the weights, gathered layer by layer while it runs, see `parallel.sharded`; wants DeepSpeed.
         recipe: a config that trains `model` when its folder does not exist yet (see `configs/`).
     """
 
@@ -32,10 +38,18 @@ class OnlineTeacher(Teacher):
         revision: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attn_implementation: str | None = None,
+        quantize: Literal["int8"] | None = None,
+        sharded: bool = False,
         recipe: str | None = None,
     ) -> None:
-        self.name, self.revision, self.recipe = model, revision, recipe
-        self.dtype, self.attn_implementation = dtype, attn_implementation
+        if sharded and quantize:
+            raise ConfigError(
+                "model.teacher: quantize and sharded cannot be had together; sharded alone saves more, the more ranks there are"
+            )
+        self.name, self.revision, self.recipe, self.sharded = model, revision, recipe, sharded
+        self.described: dict[str, Any] = {}
+        self.is_spread = False
+        self.dtype, self.attn_implementation, self.quantize = dtype, attn_implementation, quantize
         self.model: PreTrainedModel | None = None
         self.checked: tuple[Any, dict[str, Any]] | None = None  # the tokenizer and the configuration that passed
 
@@ -55,11 +69,25 @@ class OnlineTeacher(Teacher):
                     f"model.teacher.model: '{self.name}' has no weights for {', '.join(missing[:3])}, so its head would be random; "
                     "take a model that was trained for this task"
                 )
-            model.requires_grad_(False).eval().to(device)
+            model.requires_grad_(False).eval()
+            if self.quantize:
+                quantise(model)  # before the move: the device never holds the whole weights
+            if not self.sharded:  # the device may have no room for it whole
+                model.to(device)
             check_head(task, model, "model.teacher")  # on the device: there are kernels that run nowhere else
-            self.task, self.model = task, model
-        else:
+            self.task, self.model, self.described = task, model, hub.describe(model)
+        elif not self.sharded:
             self.model.to(device)
+
+    def spread(self, strategy: Strategy) -> None:
+        """Compare, and shard, the first time."""
+        assert self.model is not None, "setup comes first"
+        if self.is_spread:
+            return
+        check_same(self.model, "model.teacher", strategy.root_device)
+        if self.sharded:
+            sharded(self.model, strategy)
+        self.is_spread = True
 
     def check(self, tokenizer: Any, expected: dict[str, Any]) -> None:
         """Compare the tokenizer in the teacher's folder, token by token, and for a classifier its labels; once for the same data."""
@@ -78,9 +106,9 @@ class OnlineTeacher(Teacher):
         return self.task.outputs(self.model, batch, taps)
 
     def describe(self) -> dict[str, Any]:
-        """Count."""
+        """Give what was counted when it was whole."""
         assert self.model is not None, "setup comes first"
-        return hub.describe(self.model)
+        return self.described
 
     def models(self) -> list[nn.Module]:
         """The one model."""

@@ -2,6 +2,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -12,7 +13,9 @@ from distill.tasks import CausalLM, SequenceClassification
 from distill.teachers import online
 from distill.teachers.online import OnlineTeacher
 from distill.types import ConfigError, Outputs
+from tests import pair
 from tests.models import LABELS, VOCAB, causal_lm, classifier, expected_labels, save, tokenizer, tokens
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 TOKENS = {"vocab_size": VOCAB}
@@ -187,3 +190,34 @@ def test_recipe_is_needed_until_the_folder_is_there(tmp_path: Path) -> None:
 def test_missing_folder() -> None:
     with pytest.raises(ConfigError, match=r"model\.teacher\.model: no folder './nothing' here"):
         OnlineTeacher("./nothing").setup(CausalLM(), CPU, torch.float32)
+
+
+def _trained_with(folder: str, sharded: bool) -> tuple[list[float], int]:
+    path = Path(folder)
+    teacher = OnlineTeacher(str(path / "teacher"), sharded=sharded)
+    losses: list[float] = []
+
+    class Losses(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    module = pair.module(path, teacher=teacher)
+    trainer = pair.trainer(max_steps=4, devices=2, strategy="ddp", limit_val_batches=1, val_check_interval=2, callbacks=[Losses()])
+    trainer.fit(module, pair.data(path, batch_size=2))
+    assert teacher.model is not None
+    return losses, sum(p.numel() for p in teacher.model.parameters())
+
+
+@pytest.mark.slow
+def test_a_sharded_teacher_gives_the_same_losses(tmp_path: Path) -> None:
+    pair.data(tmp_path)
+    (whole, held), _ = run_ranks(_trained_with, 2, str(tmp_path), False)
+    (parts, held_in_parts), (other, _) = run_ranks(_trained_with, 2, str(tmp_path), True)
+    assert parts == pytest.approx(whole, abs=1e-5)
+    assert other == parts
+    assert held_in_parts < held
+
+
+def test_sharded_and_quantised_at_once_is_refused() -> None:
+    with pytest.raises(ConfigError, match="quantize and sharded cannot be had together"):
+        OnlineTeacher("x", quantize="int8", sharded=True)

@@ -1,7 +1,9 @@
 """The LightningModule that pairs a frozen teacher with a student."""
 
+import math
 import os
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +14,7 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from distill import objective
+from distill import hub, objective
 from distill.balance.base import Balancer
 from distill.balance.fixed import FixedWeights
 from distill.balance.gram import gradients_of
@@ -21,11 +23,15 @@ from distill.data.base import DistillData
 from distill.layers import layers_of
 from distill.losses.base import Loss, Setting, Term, TokenLoss
 from distill.losses.measure import measure
+from distill.nonfinite import NonFinite
 from distill.optim import AdamW, Optimizer
+from distill.parallel.gradients import KeepsGradients, gradient_norm, shards_parameters
+from distill.parallel.summed import summed
+from distill.parallel.through import through
 from distill.students.base import Student
 from distill.tasks import Task
 from distill.teachers.base import Teacher
-from distill.types import Batch, ConfigError, Outputs, TrainingError
+from distill.types import Batch, ConfigError, Outputs
 from distill.window import Micro, Window
 
 
@@ -42,6 +48,7 @@ class DistillModule(pl.LightningModule):
         balancer: weighs the terms.
         optimizer: makes the optimizer and its schedule.
         chunk: valid tokens that the objective takes at a time; None chooses.
+        max_skipped_steps: steps in a row that are left out where a loss or gradient is not finite on any rank; one more ends training.
 
     Raises:
         ConfigError: no loss, or one that needs a teacher where there is none.
@@ -55,6 +62,7 @@ class DistillModule(pl.LightningModule):
         balancer: Balancer | None = None,
         optimizer: Optimizer | None = None,
         chunk: int | None = None,
+        max_skipped_steps: int = 5,
     ) -> None:
         super().__init__()
         if chunk is not None and chunk < 1:
@@ -63,10 +71,17 @@ class DistillModule(pl.LightningModule):
         self.losses = nn.ModuleDict(losses)
         self.balancer, self.optimizer = balancer or FixedWeights(), optimizer or AdamW()
         self.student: nn.Module | None = None
+        self.size: dict[str, Any] = {}  # of the student, see `hub.describe`
         self.expected: dict[str, Any] = {}
         objective.check(self.terms, with_teacher=teacher is not None)
         self.balancer.start(list(self.terms))
-        self._window = Window()
+        self._window, self._norm = Window(), 0.0
+        self._non_finite = NonFinite(max_skipped_steps)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps that were left out because a loss or gradient was not finite."""
+        return self._non_finite.total
 
     def forget_teacher(self) -> None:
         """Train the student alone: on its losses that need no teacher, the heaviest weighing 1; on cross-entropy where none teaches."""
@@ -94,14 +109,20 @@ class DistillModule(pl.LightningModule):
             self.teacher.check(self.data.tokenizer, self.expected)
             for model in self.teacher.models():
                 self._check_rows(model, "model.teacher")
+            self.teacher.spread(self.trainer.strategy)
 
     def configure_model(self) -> None:
         """Make or load the student; a new one depends on the global seed alone, whatever has drawn random numbers before."""
         if self.student is None:
             with isolate_rng():
-                torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-                self.student = self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, self._dtypes()[1])
+                self.student = self.new_student(self._dtypes()[1])
+                self.size = hub.describe(self.student)  # now: some strategies leave each rank a part
                 self._prepare_terms(self.student)
+
+    def new_student(self, dtype: torch.dtype) -> nn.Module:
+        """Make the student as it is before training, its weights in this dtype; seeds torch."""
+        torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        return self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, dtype)
 
     def _prepare_terms(self, student: nn.Module) -> None:
         teachers = [] if self.teacher is None else self.teacher.models()
@@ -131,15 +152,31 @@ class DistillModule(pl.LightningModule):
         compute = {"bf16": torch.bfloat16, "16": torch.float16}.get(kind, torch.float32)
         return compute, compute if mode == "true" else torch.float32
 
+    def check_student(self) -> None:
+        """Refuse rows that the student mixes up."""
+        assert self.student is not None, "configure_model comes first"
+        self._check_rows(self.student, "model.student")
+
     def on_fit_start(self) -> None:
         """Refuse rows that the student mixes up, and a window that the loader does not count."""
         assert self.student is not None, "configure_model comes first"
-        self._check_rows(self.student, "model.student")
+        through(self.trainer, "check_student")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigError("GradientAccumulationScheduler changes the global batch in mid-training; use trainer.accumulate_grad_batches")
         if self.trainer.world_size > 1 and not any(isinstance(loss, TokenLoss) for loss in self.terms.values()):
             raise ConfigError(
                 "model.losses has no term on the student's predictions, so its head would learn nothing; add one, e.g. kd: ForwardKL"
+            )
+
+        if str(self.trainer.precision) == "16-true" and not self._scaled():
+            raise ConfigError(
+                "trainer.precision=16-true trains float16 weights without a loss scale, and they overflow; take 16-mixed or bf16-true"
+            )
+        if self.balancer.exact_every and shards_parameters(self.trainer.strategy):
+            raise ConfigError(
+                f"model.balancer: {type(self.balancer).__name__} measures gradients on the parameters every {self.balancer.exact_every} "
+                "steps, but this trainer.strategy cuts the parameters into shards; take trainer.strategy=zero2, or a balancer without "
+                "it (model.balancer.exact_every=0 leaves the norms at the branch points, or FixedWeights)"
             )
 
     def on_train_start(self) -> None:
@@ -148,12 +185,15 @@ class DistillModule(pl.LightningModule):
             self.teacher.assert_frozen()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the balancer's state."""
+        """Keep the balancer's state and the count of skipped steps."""
+        checkpoint["non_finite"] = self._non_finite.state_dict()
         checkpoint["balancer"] = {"class": type(self.balancer).__name__, "state": self.balancer.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the balancer's state back, and let Lightning count micro-batches from where the data go on."""
-        objective.check_checkpoint(self.losses, checkpoint["state_dict"])
+        if "state_dict" in checkpoint:  # a strategy that shards the weights has read them by now, and refused others
+            objective.check_checkpoint(self.losses, checkpoint["state_dict"])
+        self._non_finite.load_state_dict(checkpoint["non_finite"])
         kept = checkpoint["balancer"]
         if kept["class"] == type(self.balancer).__name__:  # another balancer begins anew
             self.balancer.load_state_dict(kept["state"])
@@ -182,7 +222,7 @@ class DistillModule(pl.LightningModule):
         student, teacher = self.forward_both(batch)
         given = (student, teacher, batch, self.data.num_classes, self.chunk)
         alone = lambda name: objective.evaluate({name: self.terms[name]}, {name: 1.0}, *given).total  # noqa: E731
-        gradients = gradients_of(alone, list(self.terms), self.student) if exact else None
+        gradients = gradients_of(alone, list(self.terms), self.student, self._window.gradients) if exact else None
         weights = self.balancer.weights(list(self.terms))
         return objective.evaluate(self.terms, weights, *given, norms=norms)._replace(gradients=gradients)
 
@@ -193,9 +233,13 @@ class DistillModule(pl.LightningModule):
         self._seed()
         norms = self.balancer.wants_norms(self.global_step) or self._logs_now()
         micro = self.objective(batch, norms, exact=self.balancer.wants_gram(self.global_step))
-        count = self.trainer.strategy.reduce(batch["num_valid"].clone(), reduce_op="sum").clamp(min=1)
+        here = torch.stack([batch["num_valid"].float(), (~micro.total.isfinite()).to(batch["num_valid"].device).float()])
+        count, broken = summed(here).unbind()
+        count = count.clamp(min=1)
         self._window.add(micro, batch, count)
-        return micro.total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / count)
+        # one rank's loss that is not finite makes every gradient NaN, so that any strategy skips the step on all ranks
+        scale = torch.where(broken > 0, torch.nan, self.trainer.accumulate_grad_batches * self.trainer.world_size / count)
+        return micro.total * scale.to(micro.total.dtype)
 
     def _logs_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # the Trainer sets it without declaring it
@@ -205,7 +249,9 @@ class DistillModule(pl.LightningModule):
         # Dropout as a function of (seed, step, micro-batch, rank): a resumed run draws what an uninterrupted one would, without any state
         place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step, len(self._window.parts), self.global_rank)
         seed = int(np.random.SeedSequence(place).generate_state(1)[0])
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also asks every kind of device there might be, for 2 ms
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
 
@@ -218,27 +264,45 @@ class DistillModule(pl.LightningModule):
         return int(total)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the means over the global batch, and stop all ranks alike where one is not finite, before the weights are touched."""
+        """Measure the gradient, and drop it where it is not finite: an optimizer leaves parameters without one as they are."""
+        self._norm = gradient_norm(self.parameters())
+        if not math.isfinite(self._norm) and not self._scaled():  # there a GradScaler skips the step by itself, and tries a lower scale
+            for parameter in self.parameters():
+                parameter.grad = None
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
+        """Step, then look at what it was."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._after_step(optimizer)
+
+    def _after_step(self, optimizer: Any) -> None:
+        """Log the means over the global batch and tell the balancer; of a step that was skipped only that it was."""
         window, self._window = self._window, Window()
-        means, measured = window.measured(list(self.terms), lambda x: self.trainer.strategy.reduce(x, reduce_op="sum"))
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))  # 0 where a strategy keeps the gradients to itself
-        scaled = str(self.trainer.precision) == "16-mixed"  # a GradScaler skips such a step by itself, and tries a lower scale
-        looked_at = means if scaled else means | {"grad_norm": norm}
-        if bad := [f"{k} is {v}" for k, v in looked_at.items() if not abs(v) < float("inf")]:
-            raise TrainingError(
-                f"step {self.global_step}: {', '.join(bad)}; the weights are as the step before left them. Training rows of this batch on "
-                f"this rank: {window.rows()}. Try a lower model.optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true"
-            )
-        weights = self.balancer.weights(list(self.terms))
-        self.log("train/grad_norm", norm)
+        strategy = self.trainer.strategy
+        norm = strategy.gradient_norm() if isinstance(strategy, KeepsGradients) else self._norm
+        means, measured = window.measured(list(self.terms), summed)
+        # in float16 a gradient overflows while the loss scale is sought, and the scaler skips the step: nothing is wrong yet
+        looked_at = means if self._scaled() else means | {"grad_norm": norm}
+        skipped = self._non_finite.check(self.global_step, looked_at, window.rows)
         self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
-        self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], **objective.figures(self.terms, weights, measured)})
+        if self._logs_now():  # each figure costs about a millisecond, whether a logger takes it or not
+            figures = {"train/grad_norm": norm, "train/skipped_steps": float(self.skipped_steps), "train/lr": self._lr(optimizer)}
+            self.log_dict(figures | objective.figures(self.terms, self.balancer.weights(list(self.terms)), measured))
+        if skipped:
+            return
         if measured.gram is not None:  # past `self.log`, which would write it again at every step until the next measurement
             for logger in self.loggers:
                 logger.log_metrics(objective.exact_figures(self.terms, measured.gram), self.global_step)
         asked = self.balancer.wants_norms(self.global_step)  # what is measured for the log alone must not change training
         self.balancer.update(measured if asked else replace(measured, norms={}))
+
+    def _scaled(self) -> bool:
+        half = str(self.trainer.precision)
+        return half == "16-mixed" or (half == "16-true" and isinstance(self.trainer.strategy, KeepsGradients))
+
+    @staticmethod
+    def _lr(optimizer: Any) -> float:
+        return float(optimizer.param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the measures of the validation set, each weighted by its valid positions."""
@@ -250,8 +314,8 @@ class DistillModule(pl.LightningModule):
 
     def measures(self, batch: Batch, model: nn.Module | None = None) -> dict[str, Tensor]:
         """Give the sums of `losses.measure.measure` over a batch, for the student or another model in its place."""
-        student, teacher = self.forward_both(batch, model, tapped=False)
-        return measure(student, teacher, batch["labels"], self.data.num_classes)
+        with objective.heads_gathered(*self.forward_both(batch, model, tapped=False)) as sides:
+            return measure(*sides, batch["labels"], self.data.num_classes)
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         sums = self.measures(batch)

@@ -21,7 +21,7 @@ class Micro(NamedTuple):
         squares: squared norms of the token losses' gradients, where they were measured.
         branches: where those of the other terms will be, after the backward pass.
         with_norms: whether they are measured.
-        gradients: of each term on the parameters, where they were measured.
+        gradients: of each term on the parameters, where they were measured; of this and the window's earlier ones together.
     """
 
     total: Tensor
@@ -44,14 +44,15 @@ class Window:
     def add(self, micro: Micro, batch: Batch, count: Tensor) -> None:
         """Take in a micro-batch; `count` is the valid positions of the global batch."""
         if micro.gradients is not None:
-            self.gradients = micro.gradients if self.gradients is None else _sum(self.gradients, micro.gradients)
+            self.gradients = micro.gradients
         self.parts.append(micro._replace(total=micro.total.detach(), gradients=None))
         self.ids.append(batch["sample_ids"])
         self.count = count
 
     def rows(self) -> list[int]:
-        """The training rows of this rank."""
-        return [i for part in self.ids for i in part.tolist()]
+        """The training rows of this rank: of the micro-batches whose loss is not finite, where there are any, else of all."""
+        bad = [ids for micro, ids in zip(self.parts, self.ids, strict=True) if not micro.total.isfinite()]
+        return [i for ids in bad or self.ids for i in ids.tolist()]
 
     def measured(self, names: list[str], reduce_sum: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], Measured]:
         """Give the means over the global batch, of the objective (`loss`) and of every term, and what the balancer learns.
@@ -81,7 +82,3 @@ class Window:
     def _square(self, name: str) -> Tensor:
         found = [micro.branches[name].square if name in micro.branches else micro.squares[name] for micro in self.parts]
         return torch.stack([square.to(self.count.device) for square in found]).sum()
-
-
-def _sum(one: list[Gradients], other: list[Gradients]) -> list[Gradients]:
-    return [[a.add_(b) for a, b in zip(x, y, strict=True)] for x, y in zip(one, other, strict=True)]

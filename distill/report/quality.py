@@ -9,7 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from distill.callbacks.preemption import Preemption
 from distill.module import DistillModule
+from distill.parallel.through import through
 
 
 @torch.no_grad()
@@ -25,9 +27,12 @@ def evaluate(trainer: pl.Trainer, module: DistillModule, model: nn.Module | None
     training = model.training
     model.eval()
     total: dict[str, torch.Tensor] = {}
+    preemption = next((c for c in trainer.callbacks if isinstance(c, Preemption)), None)  # type: ignore[attr-defined]
     for batch in _limited(module.data.val_dataloader(), trainer.limit_val_batches):
+        if preemption is not None:
+            preemption.leave_if_asked(trainer)
         with trainer.precision_plugin.val_step_context():
-            sums = module.measures(trainer.strategy.batch_to_device(batch), model)
+            sums = through(trainer, "measures", trainer.strategy.batch_to_device(batch), model)
         total = {name: total.get(name, 0) + value for name, value in sums.items()}
     model.train(training)
     if not total:

@@ -2,24 +2,21 @@
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from safetensors.torch import save_file
 
-from distill import hub
 from distill.callbacks.wandb import wandb_logger
 from distill.data.base import DistillData
 from distill.data.profile import profile
 from distill.module import DistillModule
-from distill.report import tables
-from distill.report.files import write_file, write_folder, write_json, write_text
+from distill.report import student, tables
+from distill.report.files import write_json, write_text
+from distill.report.fingerprint import fingerprints
 from distill.report.quality import evaluate, retention, student_part, teacher_part
-from distill.students.lora import merged
 from distill.types import ConfigError
 
 
@@ -35,12 +32,21 @@ class Run(pl.Callback):
         resume: whether the folder's own checkpoint goes on.
         alone: folder of the baseline (the same student trained alone), measured beside the student at the end; None for none.
         wandb: project of Weights & Biases to track the run in; None for none.
+        artifact: whether the student is uploaded there at the end.
     """
 
-    def __init__(self, folder: Path, config: str, resume: bool = False, alone: Path | None = None, wandb: str | None = None) -> None:
-        self.folder, self.config, self.resume, self.alone, self.wandb = folder, config, resume, alone, wandb
+    def __init__(
+        self,
+        folder: Path,
+        config: str,
+        resume: bool = False,
+        alone: Path | None = None,
+        wandb: str | None = None,
+        artifact: bool = False,
+    ) -> None:
+        self.folder, self.config, self.resume, self.alone, self.wandb, self.artifact = folder, config, resume, alone, wandb, artifact
         self.before: dict[str, float] = {}
-        self.wandb_id: str | None = None
+        self.fingerprints: dict[str, str] = {}
         self.seconds = 0.0
         self._start: float | None = None  # of the clock, while it runs
 
@@ -53,11 +59,15 @@ class Run(pl.Callback):
             self.before = evaluate(trainer, module)
         if trainer.is_global_zero:
             self._make_folder()
-        if self.wandb:
-            logger = wandb_logger(self.wandb, self.folder.name, self.folder, yaml.safe_load(self.config), self.wandb_id)
-            self.wandb_id = str(logger.version)
-            trainer.loggers = [*trainer.loggers, logger]
+        self._track(trainer, module)
         self._start = time.perf_counter()
+
+    def _track(self, trainer: pl.Trainer, module: DistillModule) -> None:
+        """Take the fingerprints and start the W&B run."""
+        self.fingerprints = fingerprints(module.data.fingerprint)
+        if self.wandb:
+            config = yaml.safe_load(self.config) | {"fingerprints": self.fingerprints}
+            trainer.loggers = [*trainer.loggers, wandb_logger(self.wandb, self.folder, config, self.artifact)]
 
     def _make_folder(self) -> None:
         try:
@@ -67,13 +77,13 @@ class Run(pl.Callback):
         write_text(self.folder / "config.yaml", self.config)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the figures of the untrained student, the seconds so far and the W&B run, for after a resume."""
+        """Keep the figures of the untrained student and the seconds so far, for after a resume."""
         running = 0.0 if self._start is None else time.perf_counter() - self._start
-        return {"before": self.before, "seconds": self.seconds + running, "wandb_id": self.wandb_id}
+        return {"before": self.before, "seconds": self.seconds + running}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them back."""
-        self.before, self.seconds, self.wandb_id = state_dict["before"], state_dict["seconds"], state_dict["wandb_id"]
+        self.before, self.seconds = state_dict["before"], state_dict["seconds"]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -81,24 +91,19 @@ class Run(pl.Callback):
         self.seconds += time.perf_counter() - self._start
         self._start = None
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say how to go on after Ctrl-C."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            saved = (self.folder / "checkpoints" / "last.ckpt").is_file()
-            go_on = f"Go on from the last checkpoint with --config {self.folder / 'config.yaml'} --ckpt_path last"
-            print(f"\nInterrupted at step {trainer.global_step}. {go_on if saved else 'No checkpoint was saved yet.'}", file=sys.stderr)
-
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, print, save, after every other callback has said its last."""
         module = _ours(pl_module)
-        trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
-        if trainer.is_global_zero:  # before measuring: whatever goes wrong there, the student is safe
-            write_folder(self.folder / "student", lambda path: save_student(module, path))
-            save_losses(module, self.folder / "losses.safetensors")
+        if not self.fingerprints:  # resumed at the last step: Lightning has skipped the training, and its hooks
+            self._track(trainer, module)
+        student.save(trainer, module, self.folder)  # before measuring: whatever goes wrong there, the student is safe
         models = self._measure(trainer, module) if self.before["count"] else {}
         if trainer.is_global_zero:
             report = {"unit": module.task.unit, "steps": trainer.global_step, "models": models, "losses": describe_losses(module)}
-            write_json(self.folder / "report.json", report | {"classes": describe_classes(module.data)})
+            report |= {"classes": describe_classes(module.data), "fingerprints": self.fingerprints, "skipped_steps": module.skipped_steps}
+            write_json(self.folder / "report.json", report)
+            if module.skipped_steps:
+                print(f"{module.skipped_steps} of {trainer.global_step} steps were skipped: a loss or gradient was not finite")
             if models:
                 tables.show(tables.results(models, module.task.unit))
             else:
@@ -107,7 +112,7 @@ class Run(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, module: DistillModule) -> dict[str, dict[str, Any]]:
         after = evaluate(trainer, module)
-        size = hub.describe(module.student)
+        size = module.size
         models: dict[str, dict[str, Any]] = {}
         if module.teacher is not None:
             models["teacher"] = {**teacher_part(after), **module.teacher.describe()}
@@ -129,12 +134,12 @@ class Run(pl.Callback):
 
 def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
     """The rows of the banner."""
-    student = hub.describe(module.student)
+    size = module.size
     micro, accumulate, ranks = module.data.batch_size, trainer.accumulate_grad_batches, trainer.world_size
     weights = module.balancer.weights(list(module.terms))
     rows = {
         "teacher": "none: plain training",
-        "student": f"{module.recipe_of_student.name} · {_size(student)} · {student['trainable'] / student['parameters']:.0%} trainable",
+        "student": f"{module.recipe_of_student.name} · {_size(size)} · {size['trainable'] / size['parameters']:.0%} trainable",
         "losses": " + ".join(f"{weights[name]:g} × {name} ({type(loss).__name__})" for name, loss in module.terms.items()),
         "balancer": type(module.balancer).__name__,
         **{f"  {name}": " · ".join(lines) for name, loss in module.terms.items() if (lines := loss.summary())},
@@ -146,21 +151,8 @@ def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
     }
     if module.teacher is not None:
         teacher = module.teacher.describe()
-        rows["teacher"] = f"{module.teacher.name} · {_size(teacher)} · {teacher['parameters'] / student['parameters']:.1f}× the student"
+        rows["teacher"] = f"{module.teacher.name} · {_size(teacher)} · {teacher['parameters'] / size['parameters']:.1f}× the student"
     return rows
-
-
-def save_student(module: DistillModule, path: Path) -> None:
-    """Write what plain transformers loads: safetensors, config, generation config, tokenizer."""
-    assert module.student is not None, "configure_model comes first"
-    merged(module.student).save_pretrained(path)
-    module.data.tokenizer.save_pretrained(path)
-
-
-def save_losses(module: DistillModule, path: Path) -> None:
-    """Write what the terms have learned themselves, e.g. projectors, beside the student; nothing where they have learned nothing."""
-    if tensors := {name: tensor.contiguous() for name, tensor in module.losses.state_dict().items()}:
-        write_file(path, lambda beside: save_file(tensors, beside))
 
 
 def describe_losses(module: DistillModule) -> dict[str, dict[str, Any]]:

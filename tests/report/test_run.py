@@ -3,12 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
 from distill.losses.divergence import ForwardKL
 from distill.losses.features import HiddenMSE
-from distill.report.run import Run, describe, describe_classes, describe_losses, save_losses, save_student
+from distill.report.run import Run, describe, describe_classes, describe_losses
 from tests import pair
 
 
@@ -30,9 +27,9 @@ def test_the_banner_counts_by_hand(tmp_path: Path) -> None:
 
 def test_figures_of_the_start_survive_a_resume(tmp_path: Path) -> None:
     first, second = Run(tmp_path / "a", ""), Run(tmp_path / "a", "", resume=True)
-    first.before, first.seconds, first.wandb_id = {"count": 5.0, "loss": 2.0}, 12.0, "abc"
+    first.before, first.seconds = {"count": 5.0, "loss": 2.0}, 12.0
     second.load_state_dict(first.state_dict())
-    assert (second.before, second.seconds, second.wandb_id) == ({"count": 5.0, "loss": 2.0}, 12.0, "abc")
+    assert (second.before, second.seconds) == ({"count": 5.0, "loss": 2.0}, 12.0)
 
 
 def test_what_the_terms_settled_and_the_classes_are_told(tmp_path: Path) -> None:
@@ -49,16 +46,3 @@ def test_what_the_terms_settled_and_the_classes_are_told(tmp_path: Path) -> None
     assert (classes["classes"], classes["most"]) == (data.num_classes, max(Counter(labels).values()))
     assert classes["never"] == data.num_classes - len(set(labels))
     assert "counts" not in classes, "a vocabulary is not listed"
-
-
-def test_projectors_are_beside_the_student_and_not_in_it(tmp_path: Path) -> None:
-    module = pair.module(tmp_path, losses={"kd": ForwardKL(), "hidden": HiddenMSE("last")}, balancer=None)
-    pair.trainer(max_steps=1).fit(module, pair.data(tmp_path, batch_size=2))
-    save_losses(module, tmp_path / "losses.safetensors")
-    saved = load_file(tmp_path / "losses.safetensors")
-    assert {name: value.shape for name, value in saved.items()} == {"hidden.projectors.0.weight": torch.Size([24, 16])}
-    torch.testing.assert_close(saved["hidden.projectors.0.weight"], module.state_dict()["losses.hidden.projectors.0.weight"])
-    save_student(module, tmp_path / "student")
-    assert not any("projector" in name for name in load_file(tmp_path / "student" / "model.safetensors"))
-    save_losses(pair.module(tmp_path), tmp_path / "none.safetensors")
-    assert not (tmp_path / "none.safetensors").exists()

@@ -1,0 +1,51 @@
+"""What is saved of a finished run: the student that plain transformers loads, and what the terms learned themselves."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from distill.module import DistillModule
+from distill.parallel.weights import whole_state_dict
+from distill.report.files import write_file, write_folder
+from distill.students.lora import merged
+
+
+def save(trainer: pl.Trainer, module: DistillModule, folder: Path) -> None:
+    """Write `student/` and, where the terms learned something, e.g. projectors, `losses.safetensors`; every rank must call.
+
+    Args:
+        trainer: of the module; its strategy may hold the weights in parts, or the better ones in the optimizer.
+        module: whose student and terms.
+        folder: of the run.
+    """
+    student, losses = whole(trainer, module)
+    if not trainer.is_global_zero:
+        return
+    write_folder(folder / "student", lambda path: _save_student(module, student, path))
+    if tensors := {name: tensor.contiguous() for name, tensor in losses.items()}:
+        write_file(folder / "losses.safetensors", lambda beside: save_file(tensors, beside))
+
+
+def whole(trainer: pl.Trainer, module: DistillModule) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Give the student with all its weights, and the state of the terms; on rank 0, and of use there alone.
+
+    DeepSpeed and FSDP2 leave each rank a part, or keep the float32 weights in the optimizer: there it is a new model on the CPU.
+    """
+    assert module.student is not None, "configure_model comes first"
+    if not isinstance(trainer.strategy, DeepSpeedStrategy | ModelParallelStrategy):
+        return module.student, module.losses.state_dict()
+    student, losses = (whole_state_dict(trainer, part) for part in (module.student, module.losses))
+    if not trainer.is_global_zero:
+        return module.student, {}
+    copy = module.new_student(torch.float32)
+    copy.load_state_dict(student)
+    return copy, losses
+
+
+def _save_student(module: DistillModule, student: nn.Module, path: Path) -> None:
+    merged(student).save_pretrained(path)  # safetensors, config, generation config
+    module.data.tokenizer.save_pretrained(path)

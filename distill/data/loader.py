@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill import signals
 from distill.types import IGNORE_INDEX, ConfigError, DataError
 
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
@@ -197,5 +198,6 @@ def _reader(rows: Any, collate: Callable[..., dict[str, Tensor]], index_lists: l
         batch_sampler=index_lists,
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=signals.in_reader,  # else a signal to the job kills the readers, and they the training
         generator=torch.Generator(),  # its own: each new iterator draws a number, and the global state must be that of an uninterrupted run
     )

@@ -2,56 +2,86 @@
 
 import contextlib
 import os
+import secrets
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+UPLOAD_S, BYTES_PER_S = 60.0, 5e6  # what an artifact has at least, and the slowest line that is waited for
+
 
 def wandb_logger(
-    project: str, name: str, folder: str | Path, config: dict[str, Any], run_id: str | None = None, timeout_s: float = 20
+    project: str,
+    folder: Path,
+    config: dict[str, Any],
+    artifact: bool = False,
+    start_timeout_s: float = 8,
+    finish_timeout_s: float = 12,
 ) -> Logger:
     """Start a run: online if there is a key and the server answers in time, else offline, with a line on stderr that says why.
 
     `WANDB_MODE=offline` and `disabled`, and `wandb offline`, are obeyed. A key is never asked for: a prompt would hang a batch job.
-    An upload that is not finished `3 · timeout_s` after the end of training is given up; all of it is on disk, for `wandb sync`.
+    The run's id is kept in `folder/wandb_id`, so that a folder is one run on the server however often it is started; a sweep's
+    agent gives it. The run ends with Lightning's `finalize`. What is not uploaded in time is given up; all of it is on disk, for
+    `wandb sync`. A server that is away costs `start_timeout_s + finish_timeout_s` at most.
 
     Args:
         project: project on the server.
-        name: the run's name there.
-        folder: the run's folder; wandb writes to `folder/wandb`.
+        folder: the run's folder, after which it is named; wandb writes to `folder/wandb`.
         config: shown on the server beside the run.
-        run_id: of an earlier run, to go on with it.
-        timeout_s: seconds the server has to answer at the start.
+        artifact: whether `folder/student` is uploaded after training that went well; waits one minute and 1 s for every 5 MB at most.
+        start_timeout_s: seconds the server has to answer at the start.
+        finish_timeout_s: seconds it has to take the rest at the end.
 
     Returns:
         On rank zero Lightning's logger of the run; on other ranks, and where wandb cannot start at all, one that does nothing.
     """
-    options = {"project": project, "name": name, "dir": str(folder), "config": config, "id": run_id}
-    run = rank_zero_only(_start)(options, timeout_s)
+    options = {"project": project, "name": folder.name, "dir": str(folder), "config": config}
+    run = rank_zero_only(_start)(options, start_timeout_s, finish_timeout_s)
     if run is None:
         return DummyLogger()
     # what WandbLogger does for a run of its own making: optimizer steps on the x axis
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return _Logger(project=project, save_dir=str(folder), experiment=run)
+    return _Logger(folder / "student" if artifact else None, project=project, save_dir=str(folder), experiment=run)
 
 
 class _Logger(WandbLogger):
-    """Lightning's logger, for which a crash of wandb's service process is no reason to end training."""
+    """Lightning's logger, for which nothing that happens to wandb or its server is a reason to end training, or not to end it."""
 
     _lost = False
+
+    def __init__(self, artifact: Path | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._artifact = artifact
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._attempt(super().log_metrics, metrics, step)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         self._attempt(super().log_hyperparams, params)
+
+    def finalize(self, status: str) -> None:
+        """Upload the student where it is asked for, and end the run: both in bounded time, where wandb's own end is at the exit."""
+        if status == "success" and self._artifact is not None:
+            self._upload(self._artifact)
+        self._attempt(self.experiment.finish, int(status != "success"))
+
+    def _upload(self, folder: Path) -> None:
+        outcome = ["the time is up"]
+        patience_s = UPLOAD_S + sum(file.stat().st_size for file in folder.rglob("*")) / BYTES_PER_S
+        thread = Thread(target=lambda: outcome.append(_log_artifact(self.experiment, folder)), daemon=True)  # some of it knows no time-out
+        thread.start()
+        thread.join(patience_s)
+        if outcome[-1]:
+            _say(f"WANDB DID NOT TAKE THE STUDENT: {outcome[-1]}. It is in {folder}")
 
     def _attempt(self, log: Callable[..., None], *args: Any) -> None:
         if self._lost:
@@ -64,15 +94,31 @@ class _Logger(WandbLogger):
             _say(f"WANDB HAS STOPPED: {_first_line(error)}. What came before is on disk; upload it with: wandb sync {where}")
 
 
-def _start(options: dict[str, Any], timeout_s: float) -> Any:
-    Path(options["dir"]).mkdir(parents=True, exist_ok=True)  # else wandb silently writes to the system's temporary folder
+def _log_artifact(run: Any, folder: Path) -> str:
+    """Upload a folder; give what went wrong, or nothing."""
+    import wandb
+
+    try:
+        artifact = wandb.Artifact(f"student-{run.id}", type="model")
+        artifact.add_dir(str(folder), policy="immutable", skip_cache=True)  # else wandb copies the files twice
+        logged = run.log_artifact(artifact)
+        if not run.offline:  # offline it is part of what `wandb sync` uploads
+            logged.wait()
+    except Exception as error:
+        return _first_line(error)
+    return ""
+
+
+def _start(options: dict[str, Any], start_timeout_s: float, finish_timeout_s: float) -> Any:
+    folder = Path(options["dir"])
+    folder.mkdir(parents=True, exist_ok=True)  # else wandb silently writes to the system's temporary folder
     # its telemetry holds up the exit for 20 seconds where a firewall swallows packets; read when wandb starts
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb  # not above: it takes a second, and most commands never log
 
     # quiet and no viewer: otherwise wandb asks the server who is logged in, outside of init_timeout
-    settings = wandb.Settings(init_timeout=timeout_s, finish_timeout=3 * timeout_s, quiet=True)
-    options = options | {"settings": settings, "resume": "allow", "reinit": "finish_previous"}
+    settings = wandb.Settings(init_timeout=start_timeout_s, finish_timeout=finish_timeout_s, finish_timeout_raises=True, quiet=True)
+    options = options | {"id": _run_id(folder), "settings": settings, "resume": "allow", "reinit": "finish_previous"}
     try:
         online = wandb.setup(wandb.Settings(x_disable_viewer=True)).settings.mode in ("online", "run", "shared")
         if not online or wandb.login(prompt=False, verify=False):
@@ -91,8 +137,20 @@ def _start(options: dict[str, Any], timeout_s: float) -> Any:
     return run
 
 
+def _run_id(folder: Path) -> str:
+    """Give the id that the folder's run has on the server; written before the start, for a job that is killed in it."""
+    file = folder / "wandb_id"
+    if file.is_file() and (kept := file.read_text(encoding="utf-8").strip()):
+        return kept
+    run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    beside = file.with_name(f".{file.name}.tmp")
+    beside.write_text(run_id, encoding="utf-8")
+    beside.replace(file)
+    return run_id
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
+    return str(error).split("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _say(line: str) -> None:

@@ -3,15 +3,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,14 +15,10 @@ import wandb
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from distill.callbacks import wandb as ours
 from distill.callbacks.wandb import wandb_logger
 from tests.callbacks.tiny import Tiny, loader, trainer
-
-BUCKET = {"id": "1", "name": "mock", "displayName": "mock", "config": "{}", "project": {"name": "p", "entity": {"name": "e"}}}
-ANSWERS = {  # to the queries of a run by their name; others get nothing
-    "UpsertBucket": {"upsertBucket": {"bucket": BUCKET, "inserted": True}},
-    "CreateRunFiles": {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": []}},
-}
+from tests.wandb_server import die, server, server_that
 
 
 @pytest.fixture(autouse=True)
@@ -50,47 +42,6 @@ def use_server(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
 
 
-@contextmanager
-def server(status: int = 200) -> Iterator[tuple[int, list[str]]]:
-    """As much of a W&B server as a run needs: it accepts every run, and keeps what it is sent."""
-    received: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            query = json.loads(received[-1]).get("operationName", "")
-            answer = json.dumps({"data": ANSWERS.get(query, {})}).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=http.serve_forever, daemon=True).start()
-    try:
-        yield http.server_port, received
-    finally:
-        http.shutdown()
-        http.server_close()
-
-
-@contextmanager
-def no_server(kind: str) -> Iterator[int]:
-    """A port that refuses connections, one that swallows what it is sent, or a server that refuses the key."""
-    if kind == "refuses the key":
-        with server(status=401) as (port, _):
-            yield port
-        return
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        if kind == "swallows":
-            sock.listen(50)
-        yield sock.getsockname()[1]
-
-
 def offline_folder(err: str, cause: str) -> Path:
     found = re.search(rf"^WANDB IS OFFLINE: .*{cause}.* upload them with: wandb sync (\S+)$", err, re.MULTILINE)
     assert found, err
@@ -102,17 +53,23 @@ def read_back(folder: Path) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
+def records(folder: Path) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def test_no_key_trains_offline_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logger: Any = wandb_logger("p", "n", tmp_path / "run", {"lr": 0.1})
+    logger: Any = wandb_logger("p", tmp_path / "run", {"lr": 0.1})
     t = trainer(logger=logger, max_steps=3)
     t.fit(Tiny(), loader())
-    logger.experiment.finish()
     folder = offline_folder(capsys.readouterr().err, "no API key")
     assert folder.parent == tmp_path / "run" / "wandb"
     found = read_back(folder)
     assert found["project"] == "p"
-    assert found["name"] == "n"
+    assert found["name"] == "run"
     assert found["config"] == {"lr": 0.1}
+    assert found["state"] == "finished"
     assert found["summary"]["trainer/global_step"] == 2
     assert found["summary"]["loss"] == pytest.approx(t.callback_metrics["loss"].item())
 
@@ -122,41 +79,129 @@ def test_no_key_trains_offline_and_says_so(tmp_path: Path, capsys: pytest.Captur
 def test_server_that_does_not_answer_means_offline_in_time(
     kind: str, cause: str, run_id: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with no_server(kind) as port:
+    if run_id:
+        (tmp_path / "wandb_id").write_text(run_id)
+    with server_that(kind) as port:
         use_server(monkeypatch, port)
         start = time.monotonic()
-        logger: Any = wandb_logger("p", "n", tmp_path, {}, run_id=run_id, timeout_s=1)
+        logger: Any = wandb_logger("p", tmp_path, {}, start_timeout_s=1)
         logger.log_metrics({"loss": 1.5}, 7)
-        logger.experiment.finish()
+        logger.finalize("success")
         wandb.teardown()
         assert time.monotonic() - start < 10  # wandb's own: about 110 s to start, and 20 s to end
     folder = offline_folder(capsys.readouterr().err, cause)
     assert read_back(folder)["summary"]["loss"] == 1.5
+    assert logger.version == read_back(folder)["run_id"] == (tmp_path / "wandb_id").read_text()
     if run_id:
-        assert logger.version == read_back(folder)["run_id"] == run_id
+        assert logger.version == run_id
 
 
 def test_server_that_answers_gets_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with server() as (port, received):
         use_server(monkeypatch, port)
-        logger: Any = wandb_logger("p", "n", tmp_path, {"lr": 0.125})
+        logger: Any = wandb_logger("p", tmp_path, {"lr": 0.125})
         logger.log_metrics({"loss": 1.625}, 7)
-        logger.experiment.finish()
+        logger.finalize("success")
     assert not logger.experiment.offline
-    assert "OFFLINE" not in capsys.readouterr().err
+    assert not re.search("^WANDB", capsys.readouterr().err, re.MULTILINE)
     assert any("UpsertBucket" in body and "0.125" in body for body in received)
     assert any("wandb-history.jsonl" in body and "1.625" in body for body in received)
+    assert any('"complete":true,"exitcode":0' in body for body in received)
 
 
-def test_server_that_dies_during_training_cannot_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_dies_during_training_cannot_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with server() as (port, _):
         use_server(monkeypatch, port)
-        logger: Any = wandb_logger("p", "n", tmp_path, {}, timeout_s=1)
+        logger: Any = wandb_logger("p", tmp_path, {}, finish_timeout_s=2)
     logger.log_metrics({"loss": 1.5}, 7)
     start = time.monotonic()
-    logger.experiment.finish()
+    logger.finalize("success")
+    logger.finalize("success")
     wandb.teardown()
-    assert time.monotonic() - start < 15  # more than 7 minutes without finish_timeout
+    assert time.monotonic() - start < 12  # more than 7 minutes without finish_timeout
+    (folder,) = (tmp_path / "wandb").glob("run-*")
+    assert read_back(folder)["summary"]["loss"] == 1.5
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WANDB")]
+    assert len(lines) == 1
+    assert lines[0].startswith("WANDB HAS STOPPED: Timed out")
+    assert lines[0].endswith(f"wandb sync {folder}")
+
+
+def test_a_run_that_fails_is_marked_so(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("on purpose")
+
+    logger: Any = wandb_logger("p", tmp_path, {})
+    with pytest.raises(ValueError, match="on purpose"):
+        trainer(logger=logger, max_steps=3).fit(Tiny(on_train=fail), loader())
+    assert read_back(Path(logger.experiment.settings.sync_dir))["state"] == "failed"
+
+
+def test_the_id_belongs_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again, other = (wandb_logger("p", tmp_path / name, {}) for name in "aab")
+    assert first.version == again.version != other.version
+    (tmp_path / "a" / "wandb_id").write_text("")  # torn by a power cut
+    assert wandb_logger("p", tmp_path / "a", {}).version not in ("", first.version)
+
+
+def test_the_id_is_kept_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(**options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wandb, "init", killed)
+    with pytest.raises(KeyboardInterrupt):
+        wandb_logger("p", tmp_path, {})
+    kept = (tmp_path / "wandb_id").read_text()
+    monkeypatch.undo()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert wandb_logger("p", tmp_path, {}).version == kept
+
+
+def test_a_sweeps_agent_gives_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
+    assert wandb_logger("p", tmp_path, {}).version == "fromagent"
+
+
+def student(folder: Path) -> Path:
+    (folder / "student").mkdir()
+    (folder / "student" / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_the_student_is_an_artifact_offline_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name, artifact in (("with", True), ("without", False)):
+        (tmp_path / name).mkdir()
+        logger: Any = wandb_logger("p", student(tmp_path / name), {}, artifact=artifact)
+        logger.finalize("success")
+        found = [r for r in records(Path(logger.experiment.settings.sync_dir)) if r["type"] == "artifact"]
+        assert [name for r in found for name in files_of(r)] == (["model.safetensors"] if artifact else [])
+
+
+def files_of(record: dict[str, Any]) -> list[str]:
+    return [entry["path"] for entry in record["artifact"]["manifest"]["contents"]]
+
+
+@pytest.mark.parametrize(("kind", "cause"), [("refuses", "the time is up"), ("answers", "Failed to verify credentials")])
+def test_a_student_that_cannot_be_uploaded_stops_nothing(
+    kind: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ours, "UPLOAD_S", 3.0)
+    with server() as (port, _):  # it knows nothing of artifacts, nor whose the key is
+        use_server(monkeypatch, port)
+        logger: Any = wandb_logger("p", student(tmp_path), {}, artifact=True, finish_timeout_s=2)
+        if kind == "refuses":
+            die(port)
+        logger.log_metrics({"loss": 1.5}, 7)
+        start = time.monotonic()
+        logger.finalize("success")
+        wandb.teardown()
+        assert time.monotonic() - start < 15
+    said = rf"^WANDB DID NOT TAKE THE STUDENT: {cause}.*\. It is in {tmp_path / 'student'}$"
+    assert re.search(said, capsys.readouterr().err, re.MULTILINE)
     (folder,) = (tmp_path / "wandb").glob("run-*")
     assert read_back(folder)["summary"]["loss"] == 1.5
 
@@ -165,7 +210,7 @@ def test_crash_of_wandbs_service_does_not_end_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    logger: Any = wandb_logger("p", "n", tmp_path, {})
+    logger: Any = wandb_logger("p", tmp_path, {})
 
     def crash() -> None:
         found = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True).stdout.split()
@@ -188,9 +233,9 @@ def test_mode_is_obeyed(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WANDB_MODE", mode)
     with server() as (port, received):
         use_server(monkeypatch, port)
-        logger: Any = wandb_logger("p", "n", tmp_path, {})
+        logger: Any = wandb_logger("p", tmp_path, {})
         logger.log_metrics({"loss": 1.5}, 7)
-        logger.experiment.finish()
+        logger.finalize("success")
     assert received == []
     assert "WANDB IS" not in capsys.readouterr().err
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == (1 if mode == "offline" else 0)
@@ -198,7 +243,7 @@ def test_mode_is_obeyed(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_second_run_in_the_process_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    first, second = (wandb_logger("p", name, tmp_path / name, {}) for name in "ab")
+    first, second = (wandb_logger("p", tmp_path / name, {}) for name in "ab")
     assert first.version != second.version
 
 
@@ -209,7 +254,7 @@ def test_wandb_that_cannot_start_at_all_stops_nothing(
         raise wandb.Error("no service\nmore")
 
     monkeypatch.setattr(wandb, "init", broken)
-    assert isinstance(wandb_logger("p", "n", tmp_path, {}), DummyLogger)
+    assert isinstance(wandb_logger("p", tmp_path, {}), DummyLogger)
     assert "WANDB IS OFF: no API key" in (err := capsys.readouterr().err)
     assert "no service. Training goes on" in err
 
@@ -217,7 +262,7 @@ def test_wandb_that_cannot_start_at_all_stops_nothing(
 def test_other_ranks_do_not_touch_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setattr(wandb, "init", None)
-    logger = wandb_logger("p", "n", tmp_path / "run", {})
+    logger = wandb_logger("p", tmp_path / "run", {})
     logger.log_metrics({"loss": 1.5}, 7)
     assert isinstance(logger, DummyLogger)
     assert not (tmp_path / "run").exists()

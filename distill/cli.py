@@ -1,12 +1,14 @@
 """The command. Answers `--help` and a wrong verb or config name before the heavy imports, and shows mistakes as one line."""
 
+import logging
 import os
 import sys
+from contextlib import nullcontext, redirect_stdout
 
-from distill import __version__
+from distill import __version__, launch, signals
 from distill.lookup import did_you_mean, find_config
 
-VERBS = ("fit", "validate", "test")
+VERBS = ("fit", "validate", "test", "plan", "submit")
 
 HELP = """\
 distill: train a small student from a frozen teacher. One YAML, one command.
@@ -14,6 +16,8 @@ distill: train a small student from a frozen teacher. One YAML, one command.
   python train.py --config kd_llama.yaml                 train (fit is the default verb)
   python train.py validate --config runs/NAME/config.yaml --ckpt_path last
   python train.py test     --config runs/NAME/config.yaml --ckpt_path last
+  python train.py plan --config kd_llama.yaml --nodes 1 --gpus 8    memory, communication and hours before it runs
+  python train.py submit --config kd_llama.yaml --nodes 2 --gpus 8 --time 4:00:00   as a Slurm job; see --dry-run
   python train.py fit --help                             every key there is
 
 A bare config name is looked up here, then in configs/. Any key of the YAML can be given on the command line:
@@ -29,20 +33,30 @@ A bare config name is looked up here, then in configs/. Any key of the YAML can 
   --trainer.precision=bf16-mixed       numbers of the forward and backward pass; losses are always float32 inside
   --trainer.accumulate_grad_batches=4  micro-batches a step
   --trainer.devices=8                  GPUs of this machine
+  --trainer.strategy=zero2             how they share the work: ddp, zero1, zero2, zero3, fsdp2; see docs/scale.md
   --seed_everything=1                  initialisation and data order
 
   --name NAME        the run's folder, runs/NAME (default: the config's name and the time); never overwritten
   --ckpt_path last   go on where runs/NAME stopped (with --name NAME or --config runs/NAME/config.yaml)
+  --save_every 100   optimizer steps between checkpoints; --keep 2 of them stay; --save_async true writes while training goes on
   --logger wandb     track in Weights & Biases, offline where there is no key or network; metrics.jsonl is always there
   --baseline true    also train the same student alone, same initialisation, data order and steps, for the table
   --alone true       train only that student alone, without the teacher
   --dry-run          check everything and show what would run, without training
   --version          print the version
+
+Ctrl-C saves at the end of the step and stops; twice leaves at once. SIGTERM and SIGUSR1 save, and requeue a Slurm job.
+Exit status: 0 done · 2 a mistake in what was asked · stopped, to go on later: 130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM ·
+75 another rank is lost
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 2 a mistake in what was asked, 130 interrupted."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0 done, 2 a mistake in what was asked, 128 + its number after a signal: 130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -54,16 +68,37 @@ def main(argv: list[str] | None = None) -> int:
         args.insert(0, "fit")
     if args[0] not in VERBS:
         return _mistake(f"no verb '{args[0]}'{did_you_mean(args[0], VERBS)}; the verbs are {', '.join(VERBS)}")
+    if args[0] == "submit":
+        return _submit(args[1:])
     try:
         args = [args[0], *find_configs(args[1:])]
     except FileNotFoundError as error:
         return _mistake(str(error))
-    return _run(args)
+    with signals.noted() if args[0] == "fit" else nullcontext():  # the other verbs have nothing to save
+        return _run(args)
+
+
+def _submit(args: list[str]) -> int:
+    try:
+        job = launch.job(args)
+        with redirect_stdout(sys.stderr):  # what libraries print when imported is no part of the job
+            status = _run(["check", *find_configs(job.args)])  # a mistake is found here and now, not by the job
+        if status:
+            return status
+        print(job.text, end="")
+        if not job.dry_run:
+            print(launch.send(job.text))
+    except (OSError, ValueError) as error:
+        return _mistake(str(error))
+    return 0
 
 
 def _run(args: list[str]) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own loss, named by its import path, lies where the command is run
+    for name in ("torchao", "torch.utils._pytree"):
+        # transformers imports torchao where there is one, and that names every kernel this machine does not have
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     from distill.command import run  # heavy: seconds of imports
     from distill.types import DistillError
 
@@ -73,6 +108,8 @@ def _run(args: list[str]) -> int:
         return _mistake(str(error))
     except SyntaxError as error:  # in a user's own file
         return _mistake(f"{error.filename}, line {error.lineno}: {error.msg}")
+    except signals.Stopped as stop:
+        return int(stop.code or 0)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise

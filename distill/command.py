@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from distill import folders
-from distill.callbacks.checkpoint import AtomicCheckpointIO
+from distill import checkpoints, cluster, folders, slurm
+from distill.callbacks.checkpoint import Checkpoints
+from distill.callbacks.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
+from distill.callbacks.memory import OutOfMemory, is_out_of_memory
+from distill.callbacks.memory import explain as out_of_memory
 from distill.callbacks.metrics import JsonlLogger, Throughput
+from distill.callbacks.preemption import Preemption
 from distill.callbacks.progress import progress_callback
+from distill.callbacks.watchdog import Watchdog
 from distill.data.base import DistillData
 from distill.lookup import find_config
 from distill.module import DistillModule
-from distill.report.dry_run import DryRun
+from distill.plan.verb import show
+from distill.report.dry_run import DryRun, memory
 from distill.report.run import Run
-from distill.types import ConfigError, DistillError
+from distill.types import ConfigError, DistillError, TrainingError
 from distill.usage import explain, place
 
 
@@ -32,12 +38,20 @@ def run(args: list[str]) -> None:
     # Lightning on torch's internals, and on callbacks of fit that validate does without: nothing a person can do about either
     for message in (".*LeafSpec.*", ".*callbacks used to create the checkpoint.*"):
         warnings.filterwarnings("ignore", message=message)
+    # transformers imports DeepSpeed to save a model, if it is there, and DeepSpeed says which accelerator it would use
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     before = sys.argv
-    sys.argv = [before[0], *args]  # LightningCLI reads it, and Lightning's launcher starts the other ranks with it
+    command = {"plan": Plan, "check": Check}.get(args[0], Command)
+    # LightningCLI reads it, and Lightning's launcher starts the other ranks with it
+    sys.argv = [before[0], *(args if command is Command else ["fit", *args[1:]])]
     try:
-        Command()
+        command()
     except DistillError:
         raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(out_of_memory(error)) from error
     except (ValueError, MisconfigurationException) as error:
         if not _raised_by_lightning(error):
             raise
@@ -102,10 +116,16 @@ class Command(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--logger", type=Literal["jsonl", "wandb"], default="jsonl", help="wandb: also track in Weights & Biases")
         parser.add_argument("--wandb_project", type=str, default="distill", help="project for --logger wandb")
+        parser.add_argument("--wandb_artifact", type=bool, default=False, help="upload the student there at the end")
         parser.add_argument("--baseline", type=bool, default=False, help="also train the same student alone, for the table")
         parser.add_argument("--alone", type=bool, default=False, help="train the student without its teacher, on its hard losses")
         parser.add_argument("--dry_run", type=bool, default=False, help="check everything, train nothing")
         parser.add_argument("--save_every", type=int, default=100, help="optimizer steps between checkpoints")
+        parser.add_argument("--keep", type=int, default=2, help="how many of the newest checkpoints stay")
+        parser.add_argument("--save_async", type=bool, default=False, help="write checkpoint files while training goes on")
+        parser.add_argument(
+            "--watchdog_s", type=float, default=40.0, help="a rank silent for so many seconds ends the job; 0: it is waited for"
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -113,9 +133,12 @@ class Command(LightningCLI):
         config = self.config[self.subcommand]
         config.name = config.name or folders.default_name(config)
         self.folder = Path(config.runs) / config.name
+        again = self.subcommand == "fit" and slurm.restarts() > 0 and self.folder.exists()  # the same command line, once more
+        if again and checkpoints.published(self.folder / "checkpoints"):  # else it was stopped before its first, and starts anew
+            config.ckpt_path = "last"
         config.ckpt_path = folders.checkpoint(self.folder, config.ckpt_path)
         # from another run's checkpoint a new run begins; only its own is the same run going on
-        self.resume = bool(config.ckpt_path) and Path(config.ckpt_path).resolve().is_relative_to(self.folder.resolve())
+        self.resume = again or (bool(config.ckpt_path) and Path(config.ckpt_path).resolve().is_relative_to(self.folder.resolve()))
         if self.subcommand == "fit" and not self.resume and self.folder.exists():
             raise ConfigError(f"the run folder {self.folder} exists; take another --name, or resume with --ckpt_path last")
         if self.subcommand != "fit" and config.dry_run:
@@ -145,10 +168,15 @@ class Command(LightningCLI):
             trainer["callbacks"] = [*_as_list(trainer.get("callbacks")), *self._callbacks(config)]
             trainer["logger"] = [*_as_list(trainer.get("logger")), JsonlLogger(self.folder)]
         elif self.subcommand == "fit":
-            trainer |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "callbacks": [DryRun()]}
-            trainer |= {"limit_val_batches": 0, "min_steps": None, "min_epochs": None}
-        trainer["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
-        return self.trainer_class(**trainer)
+            trainer |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            trainer |= {
+                "callbacks": [DryRun(), OutOfMemory(memory), Preemption(self.folder)],
+                "limit_val_batches": 0,
+                "min_steps": None,
+                "min_epochs": None,
+            }
+        trainer["plugins"] = [*_as_list(trainer.get("plugins")), AsyncCheckpointIO() if config.save_async else AtomicCheckpointIO()]
+        return self.trainer_class(**cluster.settle(trainer))
 
     def _text(self) -> str:
         """The resolved configuration, as YAML."""
@@ -157,17 +185,23 @@ class Command(LightningCLI):
     def _callbacks(self, config: Any) -> list[pl.Callback]:
         alone = self._alone(config) if config.baseline else None
         callbacks: list[pl.Callback] = [
+            *([Watchdog(config.watchdog_s)] if config.watchdog_s else []),
+            OutOfMemory(memory),
             Run(
-                self.folder, self._text(), resume=self.resume, alone=alone, wandb=config.wandb_project if config.logger == "wandb" else None
+                self.folder,
+                self._text(),
+                self.resume,
+                alone,
+                config.wandb_project if config.logger == "wandb" else None,
+                config.wandb_artifact,
             ),
             Throughput(),
         ]
         if config.trainer.enable_checkpointing is not False:
-            every = {"every_n_train_steps": config.save_every, "save_on_train_epoch_end": False}
-            callbacks.append(ModelCheckpoint(self.folder / "checkpoints", filename="last", enable_version_counter=False, **every))
+            callbacks.append(Checkpoints(self.folder / "checkpoints", config.save_every, config.keep))
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(progress_callback())
-        return callbacks
+        return [*callbacks, Preemption(self.folder)]
 
     @staticmethod
     def _alone(config: Any) -> Path:
@@ -214,6 +248,59 @@ class Command(LightningCLI):
     def _refuse_ranks(self, message: str) -> None:
         if self.trainer.world_size > 1:
             raise ConfigError(message)
+
+
+class Plan(Command):
+    """Parses as `fit` does and makes the module by name, but no trainer; then prints what the run will need."""
+
+    def __init__(self, printing: bool = True) -> None:
+        self.printing = printing
+        super().__init__()
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys of the plan."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--nodes", type=PositiveInt | None, default=None, help="machines (default: trainer.num_nodes)")
+        parser.add_argument("--gpus", type=PositiveInt | None, default=None, help="GPUs of each machine (default: trainer.devices)")
+        parser.add_argument("--gpu_memory", type=float, default=80.0, help="of a GPU, in 10^9 bytes")
+        parser.add_argument("--tflops", type=float, default=989.0, help="peak of a GPU in 10^12 operations a second (H100, bf16: 989)")
+        parser.add_argument("--mfu", type=float, default=0.35, help="share of the peak that is reached")
+        parser.add_argument("--bandwidth", type=float, default=50.0, help="that a GPU can send, in 10^9 bytes a second")
+        parser.add_argument("--measure", action="store_true", help="run a micro-step here, with random weights, instead of --tflops")
+        parser.add_argument("--teacher_sharded", action="store_true", help="each rank holds only its part of the teacher")
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the strategy's name, and make nothing of the trainer's: its strategies and callbacks may need what is not installed here."""
+        trainer = self.config[self.subcommand].trainer
+        self.strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
+        trainer.strategy, trainer.callbacks, trainer.logger, trainer.plugins, trainer.profiler = "auto", None, None, None, None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Make none."""
+        return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.printing:
+            show(self.model, self.datamodule, self.config[subcommand], self.strategy, self._of_recipe)
+
+    @staticmethod
+    def _of_recipe(name: str) -> tuple[DistillModule, Any]:
+        before = sys.argv
+        sys.argv = [before[0], "fit", "--config", _find_recipe(name)]
+        try:
+            made = Plan(printing=False)
+        finally:
+            sys.argv = before
+        return made.model, made.config[made.subcommand].data.init_args
+
+
+class Check(Plan):
+    """Parses as `fit` does and makes model and data by name: what can be told of a configuration on a login node."""
+
+    add_arguments_to_parser = Command.add_arguments_to_parser
+
+    def __init__(self) -> None:
+        super().__init__(printing=False)
 
 
 def _find_recipe(name: str) -> str:

@@ -37,7 +37,8 @@ def test_help_answers_to_what_people_type(args: list[str], capsys: pytest.Captur
 
 def test_a_wrong_verb_and_a_wrong_config_name_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validat"]) == 2
-    assert capsys.readouterr().err == "error: no verb 'validat'. Did you mean 'validate'?; the verbs are fit, validate, test\n"
+    verbs = "fit, validate, test, plan, submit"
+    assert capsys.readouterr().err == f"error: no verb 'validat'. Did you mean 'validate'?; the verbs are {verbs}\n"
     assert main(["--config", "kd_lama.yaml"]) == 2
     assert "no config 'kd_lama.yaml' here or in configs/. Did you mean 'kd_llama.yaml'?" in capsys.readouterr().err
 
@@ -69,7 +70,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_does(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "--config", "kd.yaml", "--name", "a"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
-    checkpoint = tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt"
+    checkpoint = tmp_path / "runs" / "a" / "checkpoints" / "latest"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)

@@ -38,7 +38,8 @@ A bare config name is looked up here, then in configs/. Any key of the YAML can 
 
   --name NAME        the run's folder, runs/NAME (default: the config's name and the time); never overwritten
   --ckpt_path last   go on where runs/NAME stopped (with --name NAME or --config runs/NAME/config.yaml)
-  --save_every 100   optimizer steps between checkpoints; --keep 2 of them stay; --save_async true writes while training goes on
+  --save_every 100   optimizer steps between checkpoints; --keep 2 of them stay
+  --save_async true  write checkpoints while training goes on
   --logger wandb     track in Weights & Biases, offline where there is no key or network; metrics.jsonl is always there
   --baseline true    also train the same student alone, same initialisation, data order and steps, for the table
   --alone true       train only that student alone, without the teacher

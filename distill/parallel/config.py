@@ -36,10 +36,6 @@ def read_config(config: str | Path | dict[str, Any]) -> dict[str, Any]:
     if taken := [key for key in content if key in SET_ELSEWHERE]:
         fixes = "; ".join(f"{key} is set by {SET_ELSEWHERE[key]}" for key in taken)
         raise ConfigError(f"the DeepSpeed config {name} sets what the YAML sets: {fixes}. Leave it out of the config")
-    if content.get("zero_optimization", {}).get("stage", 0) == 0:
-        raise ConfigError(
-            f"the DeepSpeed config {name} has no zero_optimization.stage of 1, 2 or 3; without one, take trainer.strategy=ddp"
-        )
     if content.get("zero_optimization", {}).get("compute_grad_norm") is False:
         raise ConfigError(f"the DeepSpeed config {name} says zero_optimization.compute_grad_norm: false, which lets NaN into the weights")
     return content

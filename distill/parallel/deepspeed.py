@@ -50,7 +50,7 @@ def without_shm() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def cut_up(model: nn.Module, config: Any, low: torch.dtype | None) -> None:
+def cut_up(model: nn.Module, config: Any) -> None:
     """Leave every rank its part of each weight, one weight at a time, from where they are.
 
     `deepspeed.initialize` alone would first move the whole model to the device, which may have no room for it.
@@ -58,13 +58,9 @@ def cut_up(model: nn.Module, config: Any, low: torch.dtype | None) -> None:
     Args:
         model: whole and the same on every rank.
         config: DeepSpeed's, of stage 3.
-        low: what the engine computes in, if not in the dtype of the weights.
     """
     import deepspeed
 
-    if low is not None:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(low)
     deepspeed.zero.Init(module=model, config_dict_or_path=config)
 
 
@@ -102,6 +98,8 @@ class _Mended(DeepSpeedStrategy, KeepsGradients):
         check_installed()
         super().__init__(config=None if config is None else read_config(config), **kwargs)
         assert isinstance(self.config, dict)
+        if not self.config.get("zero_optimization", {}).get("stage", 0):
+            raise ConfigError("DeepSpeed has no zero_optimization.stage of 1, 2 or 3 here; without one, take trainer.strategy=ddp")
         # DeepSpeed refuses torch's optimizers where the state is offloaded, for being slower than its own, which has to be compiled
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
@@ -139,22 +137,15 @@ class _Mended(DeepSpeedStrategy, KeepsGradients):
         """
         yield
 
-    def _setup_model_and_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.zero_stage_3:
-            cut_up(model, self.config, self._low())
-        return super()._setup_model_and_optimizer(model, *args, **kwargs)
-
-    def _low(self) -> torch.dtype | None:
-        return {"bf16": torch.bfloat16, "16": torch.float16}.get(str(self.precision_plugin.precision).partition("-")[0])
-
     def _initialize_deepspeed_train(self, model: nn.Module) -> None:
         super()._initialize_deepspeed_train(model)
         self.deepspeed_engine.set_gradient_accumulation_boundary(True)
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
         # without an engine: a student fits where it was trained, and Lightning's cannot load what stage 3 has saved
+        low = {"bf16": torch.bfloat16, "16": torch.float16}.get(str(self.precision_plugin.precision).partition("-")[0])
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(self.root_device, self._low())
+            parameter.data = parameter.data.to(self.root_device, low)
         self.model = model.to(self.root_device)
 
     # ---- stepping

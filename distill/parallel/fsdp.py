@@ -41,7 +41,6 @@ class FSDP2(ModelParallelStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         """Shard, then let Lightning make the optimizer on the shards."""
         assert self.model is not None
-        self.model.to(self.root_device)
         check_same(self.model, "model.student", self.root_device)  # nothing is broadcast
         mesh = self.device_mesh["data_parallel"]
         low = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))

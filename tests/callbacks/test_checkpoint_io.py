@@ -133,7 +133,7 @@ def test_torn_file_is_an_error_for_people(good: Path, torn: bytes | None) -> Non
 
 
 def test_folder_is_an_error_for_people(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read checkpoint"):
+    with pytest.raises(ConfigError, match="is a folder, which several ranks have written"):
         AtomicCheckpointIO().load_checkpoint(tmp_path)
 
 

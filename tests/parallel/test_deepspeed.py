@@ -216,3 +216,9 @@ def poisoned(folder: Path, spec: str) -> list[tuple[list[bool], list[bool]]]:
 def test_nan_in_one_gradient_of_one_rank_skips_the_step_on_all(spec: str, folder: Path) -> None:
     for rank in run_ranks(poisoned, 2, folder, spec):
         assert rank == [([False, True], [True, False, True, True])] * 2
+
+
+@pytest.mark.parametrize("given", [{"stage": 0}, {"config": {"zero_optimization": {"stage": 0}}}, {"config": {"steps_per_print": 1}}])
+def test_deepspeed_without_a_stage_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"no zero_optimization\.stage of 1, 2 or 3 here; without one, take trainer\.strategy=ddp"):
+        DeepSpeedCPU(**given)

@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from distill.balance.gradnorm import GradNorm
 from distill.parallel.through import through
 from distill.parallel.weights import whole_state_dict
 from tests import pair
@@ -22,9 +23,10 @@ class Curve(NamedTuple):
     teacher_moved: bool
 
 
-def train(folder: Path, spec: str, ranks: int, precision: str = "32-true") -> Curve:
-    """Train on a global batch of 8."""
-    module, record = runs.rich(folder), runs.Record()
+def train(folder: Path, spec: str, ranks: int, precision: str = "32-true", exact_every: int | None = None) -> Curve:
+    """Train on a global batch of 8; balanced by gradient norms where `exact_every` is given."""
+    balancer = {} if exact_every is None else {"balancer": GradNorm(every=1, exact_every=exact_every)}
+    module, record = runs.rich(folder, **balancer), runs.Record()
     data = pair.data(folder, batch_size=4 // ranks, seed=1)
     trainer = runs.trainer(spec, ranks, precision=precision, callbacks=[record])
     before: list[str] = []
@@ -92,3 +94,13 @@ def test_in_bf16_as_well(spec: str, folder: Path, alone_in_bf16: Curve) -> None:
     first, _ = run_ranks(train, 2, folder, spec, 2, "bf16-mixed")
     assert largest(alone_in_bf16.losses, first.losses) <= 1e-2
     assert {weight.dtype for weight in first.weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("exact_every", "specs"), [(3, ["ddp", "ZeRO-2"]), (0, ["ZeRO-3", "fsdp2"])])
+def test_balanced_as_well(exact_every: int, specs: list[str], folder: Path) -> None:
+    """Norms at the branch points everywhere; those on the parameters where these are whole."""
+    (alone,) = run_ranks(train, 1, folder, "auto", 1, "32-true", exact_every)
+    for spec in specs:
+        first, _ = run_ranks(train, 2, folder, spec, 2, "32-true", exact_every)
+        assert largest(alone.losses, first.losses) <= 1e-4, spec

@@ -25,9 +25,8 @@ def collectives(job: Job, strategy: Strategy) -> dict[str, int]:
     - DDP: one all-reduce of `wΨt`, in the last micro-batch.
     - ZeRO-1: the gradients once a step, ZeRO-2 once a micro-batch; then an all-gather of `bΨt`. The paper's reduce-scatter is an all-reduce
       in DeepSpeed 0.19.8 (`use_multi_rank_bucket_allreduce`), of which each rank keeps its part: twice the bytes.
-    - ZeRO-3: in every micro-batch the parameters are gathered for the forward pass, and again for the backward pass unless they are used
-      again within `stage3_max_reuse_distance` values, as the last half of that many are; the objective gathers a tied head once more.
-      The gradients are reduced and scattered, `bΨt`.
+    - ZeRO-3: in every micro-batch the parameters are gathered for the forward pass and again for the backward pass, `2bΨ`; the gradients
+      are reduced and scattered, `bΨt`. Counted for a student whose head is tied to its embedding.
     - FSDP2: the same, but embedding and head, which the root keeps, are gathered once; gradients are reduced in w bytes.
     - A sharded teacher: an all-gather of its weights in every micro-batch, whatever the student's strategy.
     """
@@ -35,9 +34,7 @@ def collectives(job: Job, strategy: Strategy) -> dict[str, int]:
     if strategy.zero in (1, 2):
         found = {"all_reduce": b * job.trainable * (m if strategy.zero == 2 else 1), "all_gather": b * job.trainable}
     elif strategy.zero == 3:
-        stays = min(job.parameters, strategy.live // 2)
-        head = job.student.head if job.student.tied else 0
-        found = {"all_gather": m * b * (2 * job.parameters - stays + head), "reduce_scatter": m * b * job.trainable}
+        found = {"all_gather": m * b * 2 * job.parameters, "reduce_scatter": m * b * job.trainable}
     elif strategy.fsdp:
         root = job.parameters - job.student.layers * job.student.layer
         found = {"all_gather": m * b * (2 * job.parameters - root), "reduce_scatter": m * w * job.trainable}

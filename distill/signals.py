@@ -94,19 +94,6 @@ def _let_children_be() -> None:
 os.register_at_fork(after_in_child=_let_children_be)
 
 
-def _hold_back() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def _let_through() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-# A thread that a library starts anew in a forked child inherits what the forking thread blocks: none may take a SIGTERM that a reader's own
-# thread waits for
-os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_let_through)
-
-
 def in_reader(worker: int) -> None:
     """Let a DataLoader's worker survive a SIGTERM that is not its parent's; give it as `worker_init_fn`.
 

@@ -1,6 +1,7 @@
 """The module: what is trained, by what gradient, and what the teacher never is part of."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distill.schedule import Linear
 from distill.students.load import FromConfig
 from distill.types import Batch, ConfigError, Outputs, TrainingError
 from tests import pair
+from tests.ranks import run_ranks
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -78,17 +80,17 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path, batc
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-6)
 
 
+def gradients(tmp_path: Path, make: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
+    """What a rank trains by."""
+    return fit(tmp_path, make(tmp_path), **kwargs)[1].steps
+
+
+TWO_RANKS: dict[str, Any] = {"data": {"batch_size": 2}, "accumulate_grad_batches": 2, "strategy": "ddp", "devices": 2}
+
+
 def test_two_ranks_give_the_gradient_of_one(tmp_path: Path) -> None:
     _, one = fit(tmp_path)
-
-    class Save(pl.Callback):
-        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            gradients = next(c for c in trainer.callbacks if isinstance(c, pair.Gradients))
-            torch.save(gradients.steps, tmp_path / f"rank{trainer.global_rank}.pt")
-
-    fit(tmp_path, data={"batch_size": 2}, accumulate_grad_batches=2, strategy="ddp_fork", devices=2, callbacks=[Save()])
-    for rank in (0, 1):
-        two = torch.load(tmp_path / f"rank{rank}.pt")
+    for two in run_ranks(partial(gradients, **TWO_RANKS), 2, tmp_path, pair.module):
         assert len(two) == 3
         for a, b in zip(one.steps, two, strict=True):
             for name in a:
@@ -320,15 +322,8 @@ def test_resume_in_mid_epoch_is_exact_to_the_bit(tmp_path: Path, dropout: float,
 def test_three_balanced_terms_do_not_depend_on_how_the_batch_is_cut(tmp_path: Path) -> None:
     _, whole = fit(tmp_path, balanced(tmp_path))
 
-    class Save(pl.Callback):
-        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            gradients = next(c for c in trainer.callbacks if isinstance(c, pair.Gradients))
-            torch.save(gradients.steps, tmp_path / f"rank{trainer.global_rank}.pt")
-
     _, accumulated = fit(tmp_path, balanced(tmp_path), data={"batch_size": 1}, accumulate_grad_batches=8)
-    two = {"batch_size": 2}
-    fit(tmp_path, balanced(tmp_path), data=two, accumulate_grad_batches=2, strategy="ddp_fork", devices=2, callbacks=[Save()])
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    ranks = run_ranks(partial(gradients, **TWO_RANKS), 2, tmp_path, balanced)
     assert any("losses.hidden.projectors" in name for name in whole.steps[0])
     for steps in (accumulated.steps, *ranks):
         assert len(steps) == 3

@@ -21,6 +21,7 @@ from distill.module import DistillModule
 from distill.students.load import FromConfig
 from distill.types import Batch, Outputs
 from tests import pair
+from tests.ranks import run_ranks
 
 LAYER, INPUT = "model.layers.0", "model.layers.0:input"
 
@@ -138,15 +139,14 @@ def test_accumulation_measures_what_the_whole_batch_does(tmp_path: Path, batch_s
         assert a.gram is None or torch.allclose(a.gram, b.gram, rtol=1e-3, atol=1e-7)
 
 
+def measured(tmp_path: Path) -> list[Measured]:
+    """What a rank's balancer is told."""
+    return fit(tmp_path, 2, accumulate_grad_batches=2, strategy="ddp", devices=2)[1].seen
+
+
 def test_two_ranks_measure_what_one_does_and_know_the_same(tmp_path: Path) -> None:
     _, one = fit(tmp_path)
-
-    class Save(pl.Callback):
-        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            torch.save(pl_module.balancer.seen, tmp_path / f"rank{trainer.global_rank}.pt")
-
-    fit(tmp_path, 2, accumulate_grad_batches=2, strategy="ddp_fork", devices=2, callbacks=[Save()])
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    ranks = run_ranks(measured, 2, tmp_path)
     for a, b, c in zip(one.seen, *ranks, strict=True):
         assert b.losses == c.losses
         assert b.norms == c.norms

@@ -61,13 +61,6 @@ def size(module: Any) -> int:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pair")
-    pair.data(folder, batch_size=4)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def alone(folder: Path) -> list[float]:
     return run_ranks(leg, 1, folder, "auto", 1, 9, None, None)[0].losses
 

@@ -50,13 +50,6 @@ def measured(trainer: pl.Trainer) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pair")
-    pair.data(folder, batch_size=4)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def alone(folder: Path) -> Curve:
     return run_ranks(train, 1, folder, "auto", 1)[0]
 

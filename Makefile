@@ -20,8 +20,9 @@ $(STAMP): constraints.txt pyproject.toml
 demo: install
 	$(BIN)/python train.py --config kd_llama.yaml
 
+# Much of the suite waits, for time-outs, ranks and servers: three processes on two cores, one thread each.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .

@@ -5,10 +5,10 @@ import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 
-from distill import __version__, launch, signals
+from distill import __version__, launch, signals, verbs
 from distill.lookup import did_you_mean, find_config
 
-VERBS = ("fit", "validate", "test", "plan", "submit")
+VERBS = (*verbs.names(), "submit")
 
 HELP = """\
 distill: train a small student from a frozen teacher. One YAML, one command.
@@ -83,7 +83,7 @@ def _submit(args: list[str]) -> int:
     try:
         job = launch.job(args)
         with redirect_stdout(sys.stderr):  # what libraries print when imported is no part of the job
-            status = _run(["check", *find_configs(job.args)])  # a mistake is found here and now, not by the job
+            status = _run(["fit", *find_configs(job.args)], checking=True)  # a mistake is found here and now, not by the job
         if status:
             return status
         print(job.text, end="")
@@ -94,7 +94,7 @@ def _submit(args: list[str]) -> int:
     return 0
 
 
-def _run(args: list[str]) -> int:
+def _run(args: list[str], checking: bool = False) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own loss, named by its import path, lies where the command is run
     for name in ("torchao", "torch.utils._pytree"):
@@ -102,9 +102,10 @@ def _run(args: list[str]) -> int:
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     from distill.command import run  # heavy: seconds of imports
     from distill.types import DistillError
+    from distill.verb import Check
 
     try:
-        run(args)
+        run(args, Check if checking else verbs.command(args[0]))
     except DistillError as error:
         return _mistake(str(error))
     except SyntaxError as error:  # in a user's own file

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
@@ -24,15 +23,19 @@ from distill.callbacks.watchdog import Watchdog
 from distill.data.base import DistillData
 from distill.lookup import find_config
 from distill.module import DistillModule
-from distill.plan.verb import show
 from distill.report.dry_run import DryRun, memory
 from distill.report.run import Run
 from distill.types import ConfigError, DistillError, TrainingError
 from distill.usage import explain, place
 
 
-def run(args: list[str]) -> None:
-    """Run one verb in this process, e.g. `["fit", "--config", "x.yaml"]`."""
+def run(args: list[str], command: "type[Command] | None" = None) -> None:
+    """Run one verb in this process, e.g. `["fit", "--config", "x.yaml"]`.
+
+    Args:
+        args: the verb and its options.
+        command: what runs it; None for the verbs of Lightning. All parse as `fit` does.
+    """
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the banner says what its tips and device lists would
     # Lightning on torch's internals, and on callbacks of fit that validate does without: nothing a person can do about either
@@ -41,11 +44,10 @@ def run(args: list[str]) -> None:
     # transformers imports DeepSpeed to save a model, if it is there, and DeepSpeed says which accelerator it would use
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     before = sys.argv
-    command = {"plan": Plan, "check": Check}.get(args[0], Command)
     # LightningCLI reads it, and Lightning's launcher starts the other ranks with it
-    sys.argv = [before[0], *(args if command is Command else ["fit", *args[1:]])]
+    sys.argv = [before[0], *(["fit", *args[1:]] if command else args)]
     try:
-        command()
+        (command or Command)()
     except DistillError:
         raise
     except (RuntimeError, MemoryError) as error:
@@ -213,7 +215,7 @@ class Command(LightningCLI):
         if 0 in (self.trainer.max_steps, self.trainer.max_epochs, self.trainer.limit_train_batches):
             raise ConfigError("nothing to train: trainer.max_steps, max_epochs and limit_train_batches must not be 0")
         recipe = self.model.teacher.recipe_needed() if self.model.teacher is not None else None
-        path = _find_recipe(recipe) if recipe else None
+        path = recipe_file(recipe) if recipe else None
         if config.dry_run:
             if path:
                 print(f"The teacher {self.model.teacher.name} does not exist yet; {path} would make it first. Checked without it:")
@@ -250,60 +252,8 @@ class Command(LightningCLI):
             raise ConfigError(message)
 
 
-class Plan(Command):
-    """Parses as `fit` does and makes the module by name, but no trainer; then prints what the run will need."""
-
-    def __init__(self, printing: bool = True) -> None:
-        self.printing = printing
-        super().__init__()
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys of the plan."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--nodes", type=PositiveInt | None, default=None, help="machines (default: trainer.num_nodes)")
-        parser.add_argument("--gpus", type=PositiveInt | None, default=None, help="GPUs of each machine (default: trainer.devices)")
-        parser.add_argument("--gpu_memory", type=float, default=80.0, help="of a GPU, in 10^9 bytes")
-        parser.add_argument("--tflops", type=float, default=989.0, help="peak of a GPU in 10^12 operations a second (H100, bf16: 989)")
-        parser.add_argument("--mfu", type=float, default=0.35, help="share of the peak that is reached")
-        parser.add_argument("--bandwidth", type=float, default=50.0, help="that a GPU can send, in 10^9 bytes a second")
-        parser.add_argument("--measure", action="store_true", help="run a micro-step here, with random weights, instead of --tflops")
-        parser.add_argument("--teacher_sharded", action="store_true", help="each rank holds only its part of the teacher")
-
-    def before_instantiate_classes(self) -> None:
-        """Keep the strategy's name, and make nothing of the trainer's: its strategies and callbacks may need what is not installed here."""
-        trainer = self.config[self.subcommand].trainer
-        self.strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
-        trainer.strategy, trainer.callbacks, trainer.logger, trainer.plugins, trainer.profiler = "auto", None, None, None, None
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Make none."""
-        return None
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        if self.printing:
-            show(self.model, self.datamodule, self.config[subcommand], self.strategy, self._of_recipe)
-
-    @staticmethod
-    def _of_recipe(name: str) -> tuple[DistillModule, Any]:
-        before = sys.argv
-        sys.argv = [before[0], "fit", "--config", _find_recipe(name)]
-        try:
-            made = Plan(printing=False)
-        finally:
-            sys.argv = before
-        return made.model, made.config[made.subcommand].data.init_args
-
-
-class Check(Plan):
-    """Parses as `fit` does and makes model and data by name: what can be told of a configuration on a login node."""
-
-    add_arguments_to_parser = Command.add_arguments_to_parser
-
-    def __init__(self) -> None:
-        super().__init__(printing=False)
-
-
-def _find_recipe(name: str) -> str:
+def recipe_file(name: str) -> str:
+    """Find the config that makes a teacher."""
     try:
         return find_config(name)
     except FileNotFoundError as error:

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from peft import PeftModel
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from distill import hub, objective
 from distill.balance.base import Balancer
 from distill.balance.fixed import FixedWeights
 from distill.balance.gram import gradients_of
 from distill.checks import check_length, check_packing
+from distill.compress.base import Compression
 from distill.data.base import DistillData
 from distill.layers import layers_of
 from distill.losses.base import Loss, Setting, Term, TokenLoss
@@ -117,12 +120,29 @@ class DistillModule(pl.LightningModule):
             with isolate_rng():
                 self.student = self.new_student(self._dtypes()[1])
                 self.size = hub.describe(self.student)  # now: some strategies leave each rank a part
+                self.prepare_compressions(self.student)
                 self._prepare_terms(self.student)
 
     def new_student(self, dtype: torch.dtype) -> nn.Module:
         """Make the student as it is before training, its weights in this dtype; seeds torch."""
         torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
         return self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, dtype)
+
+    @property
+    def compressions(self) -> list[Compression]:
+        """The callbacks that compress the student, in their order."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # the Trainer sets it without declaring it
+        return [callback for callback in callbacks if isinstance(callback, Compression)]
+
+    def prepare_compressions(self, student: nn.Module) -> None:
+        """Let every compression add to a new student what is trained along."""
+        for compression in self.compressions:
+            if isinstance(student, PeftModel):
+                raise ConfigError(
+                    f"trainer.callbacks: {type(compression).__name__} compresses weights that LoRA leaves frozen; train them all"
+                )
+            assert isinstance(student, PreTrainedModel)
+            compression.prepare(student, self.task)
 
     def _prepare_terms(self, student: nn.Module) -> None:
         teachers = [] if self.teacher is None else self.teacher.models()

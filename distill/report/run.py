@@ -96,10 +96,11 @@ class Run(pl.Callback):
         module = _ours(pl_module)
         if not self.fingerprints:  # resumed at the last step: Lightning has skipped the training, and its hooks
             self._track(trainer, module)
-        student.save(trainer, module, self.folder)  # before measuring: whatever goes wrong there, the student is safe
-        models = self._measure(trainer, module) if self.before["count"] else {}
+        saved = student.save(trainer, module, self.folder)  # before measuring: whatever goes wrong there, the student is safe
+        models = self._measure(trainer, module, saved) if self.before["count"] else {}
         if trainer.is_global_zero:
             report = {"unit": module.task.unit, "steps": trainer.global_step, "models": models, "losses": describe_losses(module)}
+            report |= {"compression": {type(c).__name__: {"settled": c.summary(), **c.figures()} for c in module.compressions}}
             report |= {"classes": describe_classes(module.data), "fingerprints": self.fingerprints, "skipped_steps": module.skipped_steps}
             write_json(self.folder / "report.json", report)
             if module.skipped_steps:
@@ -110,7 +111,7 @@ class Run(pl.Callback):
                 print("No validation data, nothing measured: set data.val_data or data.val_fraction, and trainer.limit_val_batches above 0")
             print(f"The student is in {self.folder / 'student'}, the figures are in {self.folder / 'report.json'}")
 
-    def _measure(self, trainer: pl.Trainer, module: DistillModule) -> dict[str, dict[str, Any]]:
+    def _measure(self, trainer: pl.Trainer, module: DistillModule, saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
         after = evaluate(trainer, module)
         size = module.size
         models: dict[str, dict[str, Any]] = {}
@@ -122,7 +123,7 @@ class Run(pl.Callback):
             models["student alone"] = {**student_part(evaluate(trainer, module, model)), **size, "seconds": _seconds(self.alone)}
         models["student distilled" if module.teacher is not None else "student after"] = {
             **student_part(after),
-            **size,
+            **saved,
             "seconds": self.seconds,
         }
         for model in models.values():
@@ -143,6 +144,7 @@ def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
         "losses": " + ".join(f"{weights[name]:g} × {name} ({type(loss).__name__})" for name, loss in module.terms.items()),
         "balancer": type(module.balancer).__name__,
         **{f"  {name}": " · ".join(lines) for name, loss in module.terms.items() if (lines := loss.summary())},
+        **{f"+ {type(compression).__name__}": " · ".join(compression.summary()) for compression in module.compressions},
         "precision": str(trainer.precision),
         "batch": f"{micro * accumulate * ranks} = {micro} × {accumulate} accumulated × {ranks} ranks",
         "tokens per step": f"{module.data.max_length * micro * accumulate * ranks:,} at most",

@@ -1,33 +1,52 @@
 """What is saved of a finished run: the student that plain transformers loads, and what the terms learned themselves."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from distill import hub
 from distill.module import DistillModule
 from distill.parallel.weights import whole_state_dict
 from distill.report.files import write_file, write_folder
 from distill.students.lora import merged
 
 
-def save(trainer: pl.Trainer, module: DistillModule, folder: Path) -> None:
+def save(trainer: pl.Trainer, module: DistillModule, folder: Path) -> dict[str, Any]:
     """Write `student/` and, where the terms learned something, e.g. projectors, `losses.safetensors`; every rank must call.
 
     Args:
         trainer: of the module; its strategy may hold the weights in parts, or the better ones in the optimizer.
         module: whose student and terms.
         folder: of the run.
+
+    Returns:
+        What was saved, see `hub.describe`; of use on rank 0.
     """
     student, losses = whole(trainer, module)
     if not trainer.is_global_zero:
-        return
+        return module.size
+    student = deployed(module, student)
     write_folder(folder / "student", lambda path: _save_student(module, student, path))
     if tensors := {name: tensor.contiguous() for name, tensor in losses.items()}:
         write_file(folder / "losses.safetensors", lambda beside: save_file(tensors, beside))
+    return hub.describe(student)
+
+
+def deployed(module: DistillModule, student: nn.Module) -> PreTrainedModel:
+    """Give the model that is served: LoRA merged, compressions carried out; a copy, where there is anything to do."""
+    model = merged(student)
+    if module.compressions:
+        model = copy.deepcopy(model)
+    for compression in module.compressions:
+        model = compression.finish(model)
+    return model
 
 
 def whole(trainer: pl.Trainer, module: DistillModule) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -41,11 +60,12 @@ def whole(trainer: pl.Trainer, module: DistillModule) -> tuple[nn.Module, dict[s
     student, losses = (whole_state_dict(trainer, part) for part in (module.student, module.losses))
     if not trainer.is_global_zero:
         return module.student, {}
-    copy = module.new_student(torch.float32)
-    copy.load_state_dict(student)
-    return copy, losses
+    another = module.new_student(torch.float32)
+    module.prepare_compressions(another)
+    another.load_state_dict(student)
+    return another, losses
 
 
-def _save_student(module: DistillModule, student: nn.Module, path: Path) -> None:
-    merged(student).save_pretrained(path)  # safetensors, config, generation config
+def _save_student(module: DistillModule, student: PreTrainedModel, path: Path) -> None:
+    student.save_pretrained(path)  # safetensors, config, generation config
     module.data.tokenizer.save_pretrained(path)

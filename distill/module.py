@@ -8,37 +8,28 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from peft import PeftModel
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from distill import hub, objective
+from distill import objective
 from distill.balance.base import Balancer
 from distill.balance.fixed import FixedWeights
 from distill.balance.gram import gradients_of
-from distill.checks import check_length, check_packing
-from distill.compress.base import Compression
-from distill.data.base import DistillData
-from distill.layers import layers_of
-from distill.losses.base import Loss, Setting, Term, TokenLoss
-from distill.losses.measure import measure
+from distill.losses.base import Term, TokenLoss
 from distill.nonfinite import NonFinite
 from distill.optim import AdamW, Optimizer
+from distill.pair import Pair
 from distill.parallel.gradients import KeepsGradients, gradient_norm, shards_parameters
 from distill.parallel.summed import summed
 from distill.parallel.through import through
 from distill.students.base import Student
-from distill.tasks import Task
 from distill.teachers.base import Teacher
-from distill.types import Batch, ConfigError, Outputs
+from distill.types import Batch, ConfigError
 from distill.window import Micro, Window
 
 
-class DistillModule(pl.LightningModule):
+class DistillModule(Pair):
     """Trains a student on the weighted sum of its losses, divided once by the valid positions of the global batch.
 
     `Σ_i w_i Σ_n L_i(n) / N`, with N counted over all ranks and all micro-batches of the accumulation, so that 1×8, 8×1 and two ranks
@@ -67,16 +58,10 @@ class DistillModule(pl.LightningModule):
         chunk: int | None = None,
         max_skipped_steps: int = 5,
     ) -> None:
-        super().__init__()
+        super().__init__(student, losses, teacher)
         if chunk is not None and chunk < 1:
             raise ConfigError(f"model.chunk must be at least 1, got {chunk}; leave it out to have it chosen")
-        self.recipe_of_student, self.teacher, self.chunk = student, teacher, chunk
-        self.losses = nn.ModuleDict(losses)
-        self.balancer, self.optimizer = balancer or FixedWeights(), optimizer or AdamW()
-        self.student: nn.Module | None = None
-        self.size: dict[str, Any] = {}  # of the student, see `hub.describe`
-        self.expected: dict[str, Any] = {}
-        objective.check(self.terms, with_teacher=teacher is not None)
+        self.chunk, self.balancer, self.optimizer = chunk, balancer or FixedWeights(), optimizer or AdamW()
         self.balancer.start(list(self.terms))
         self._window, self._norm = Window(), 0.0
         self._non_finite = NonFinite(max_skipped_steps)
@@ -90,92 +75,6 @@ class DistillModule(pl.LightningModule):
         """Train the student alone: on its losses that need no teacher, the heaviest weighing 1; on cross-entropy where none teaches."""
         losses, weights = objective.without_teacher(self.terms, self.balancer.weights(list(self.terms)))
         self.teacher, self.losses, self.balancer = None, nn.ModuleDict(losses), FixedWeights(weights)
-
-    @property
-    def terms(self) -> dict[str, Term]:
-        """The losses by name."""
-        return dict(self.losses.items())  # type: ignore[arg-type]
-
-    # ---- making the student and readying the teacher
-
-    @property
-    def data(self) -> DistillData:
-        """The data module of the trainer."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
-
-    def setup(self, stage: str) -> None:
-        """Take the task from the data, and what the models' configs must say for them; ready the teacher: the terms look at its layers."""
-        self.task: Task = self.data.task()
-        self.expected = self.data.model_config()
-        if self.teacher is not None:
-            self.teacher.setup(self.task, self.trainer.strategy.root_device, self._dtypes()[0])
-            self.teacher.check(self.data.tokenizer, self.expected)
-            for model in self.teacher.models():
-                self._check_rows(model, "model.teacher")
-            self.teacher.spread(self.trainer.strategy)
-
-    def configure_model(self) -> None:
-        """Make or load the student; a new one depends on the global seed alone, whatever has drawn random numbers before."""
-        if self.student is None:
-            with isolate_rng():
-                self.student = self.new_student(self._dtypes()[1])
-                self.size = hub.describe(self.student)  # now: some strategies leave each rank a part
-                self.prepare_compressions(self.student)
-                self._prepare_terms(self.student)
-
-    def new_student(self, dtype: torch.dtype) -> nn.Module:
-        """Make the student as it is before training, its weights in this dtype; seeds torch."""
-        torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-        return self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, dtype)
-
-    @property
-    def compressions(self) -> list[Compression]:
-        """The callbacks that compress the student, in their order."""
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # the Trainer sets it without declaring it
-        return [callback for callback in callbacks if isinstance(callback, Compression)]
-
-    def prepare_compressions(self, student: nn.Module) -> None:
-        """Let every compression add to a new student what is trained along."""
-        for compression in self.compressions:
-            if isinstance(student, PeftModel):
-                raise ConfigError(
-                    f"trainer.callbacks: {type(compression).__name__} compresses weights that LoRA leaves frozen; train them all"
-                )
-            assert isinstance(student, PreTrainedModel)
-            compression.prepare(student, self.task)
-
-    def _prepare_terms(self, student: nn.Module) -> None:
-        teachers = [] if self.teacher is None else self.teacher.models()
-        common: dict[str, Any] = {
-            "unit": self.task.unit,
-            "num_classes": self.data.num_classes,
-            "class_counts": lambda: self.data.class_counts(),
-            "class_name": lambda index: self.data.class_name(index),
-            "num_samples": len(self.data.train_set),
-            "batch_size": self.data.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size,
-            "micro_batch": self.data.batch_size,
-            "packed": self.data.pack,
-            "student": layers_of(student, "model.student"),
-            "teacher": layers_of(teachers[0], "model.teacher") if teachers else None,
-        }
-        for name, term in self.terms.items():
-            term.prepare(Setting(key=f"model.losses.{name}", **common))
-
-    def _check_rows(self, model: nn.Module, who: str) -> None:
-        check_length(model, self.data.max_length, who)
-        if self.data.pack:
-            check_packing(self.task, model, who)
-
-    def _dtypes(self) -> tuple[torch.dtype, torch.dtype]:
-        """What forward passes compute in, and what the student's weights are."""
-        kind, _, mode = str(self.trainer.precision).partition("-")
-        compute = {"bf16": torch.bfloat16, "16": torch.float16}.get(kind, torch.float32)
-        return compute, compute if mode == "true" else torch.float32
-
-    def check_student(self) -> None:
-        """Refuse rows that the student mixes up."""
-        assert self.student is not None, "configure_model comes first"
-        self._check_rows(self.student, "model.student")
 
     def on_fit_start(self) -> None:
         """Refuse rows that the student mixes up, and a window that the loader does not count."""
@@ -199,11 +98,6 @@ class DistillModule(pl.LightningModule):
                 "it (model.balancer.exact_every=0 leaves the norms at the branch points, or FixedWeights)"
             )
 
-    def on_train_start(self) -> None:
-        """Look once more: a teacher that moves is silently wrong."""
-        if self.teacher is not None:
-            self.teacher.assert_frozen()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the balancer's state and the count of skipped steps."""
         checkpoint["non_finite"] = self._non_finite.state_dict()
@@ -220,15 +114,6 @@ class DistillModule(pl.LightningModule):
         self.data.realign(checkpoint)
 
     # ---- one step
-
-    def forward_both(self, batch: Batch, model: nn.Module | None = None, tapped: bool = True) -> tuple[Outputs, Outputs | None]:
-        """Run the student (or another model in its place) and the teacher up to their heads, with the taps of the terms or without."""
-        model = self.student if model is None else model
-        assert model is not None, "configure_model comes first"
-        taps = [loss for loss in self.terms.values() if isinstance(loss, Loss) and tapped]
-        student = self.task.outputs(model, batch, {t for loss in taps for t in loss.student_taps})
-        teacher = None if self.teacher is None else self.teacher(batch, {t for loss in taps for t in loss.teacher_taps})
-        return student, teacher
 
     def objective(self, batch: Batch, norms: bool = False, exact: bool = False) -> Micro:
         """Evaluate the weighted sum over this micro-batch's valid positions.
@@ -323,25 +208,6 @@ class DistillModule(pl.LightningModule):
     @staticmethod
     def _lr(optimizer: Any) -> float:
         return float(optimizer.param_groups[0]["lr"])
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the measures of the validation set, each weighted by its valid positions."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test set."""
-        self._evaluate(batch, "test")
-
-    def measures(self, batch: Batch, model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Give the sums of `losses.measure.measure` over a batch, for the student or another model in its place."""
-        with objective.heads_gathered(*self.forward_both(batch, model, tapped=False)) as sides:
-            return measure(*sides, batch["labels"], self.data.num_classes)
-
-    def _evaluate(self, batch: Batch, stage: str) -> None:
-        sums = self.measures(batch)
-        count = int(sums.pop("count"))
-        for name, value in sums.items():
-            self.log(f"{stage}/{name}", (value / max(1, count)).float(), batch_size=count, on_epoch=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Optimise the student, and the losses' own parameters where they have any."""

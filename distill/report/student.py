@@ -1,6 +1,5 @@
 """What is saved of a finished run: the student that plain transformers loads, and what the terms learned themselves."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,15 @@ def save(trainer: pl.Trainer, module: DistillModule, folder: Path) -> dict[str, 
     if not trainer.is_global_zero:
         return module.size
     student = deployed(module, student)
-    write_folder(folder / "student", lambda path: _save_student(module, student, path))
+    write(module, student, folder / "student")
     if tensors := {name: tensor.contiguous() for name, tensor in losses.items()}:
         write_file(folder / "losses.safetensors", lambda beside: save_file(tensors, beside))
     return hub.describe(student)
 
 
 def deployed(module: DistillModule, student: nn.Module) -> PreTrainedModel:
-    """Give the model that is served: LoRA merged, compressions carried out; a copy, where there is anything to do."""
+    """Give the model that is served: LoRA merged, compressions carried out on what `whole` gave."""
     model = merged(student)
-    if module.compressions:
-        model = copy.deepcopy(model)
     for compression in module.compressions:
         model = compression.finish(model)
     return model
@@ -52,18 +49,31 @@ def deployed(module: DistillModule, student: nn.Module) -> PreTrainedModel:
 def whole(trainer: pl.Trainer, module: DistillModule) -> tuple[nn.Module, dict[str, Tensor]]:
     """Give the student with all its weights, and the state of the terms; on rank 0, and of use there alone.
 
-    DeepSpeed and FSDP2 leave each rank a part, or keep the float32 weights in the optimizer: there it is a new model on the CPU.
+    DeepSpeed and FSDP2 leave each rank a part, or keep the float32 weights in the optimizer: there it is a new model on the CPU. So it is
+    where compressions will change it, for a deep copy of a parametrized module shares its class with the original.
     """
     assert module.student is not None, "configure_model comes first"
-    if not isinstance(trainer.strategy, DeepSpeedStrategy | ModelParallelStrategy):
+    sharded = isinstance(trainer.strategy, DeepSpeedStrategy | ModelParallelStrategy)
+    if not sharded and not module.compressions:
         return module.student, module.losses.state_dict()
     student, losses = (whole_state_dict(trainer, part) for part in (module.student, module.losses))
     if not trainer.is_global_zero:
         return module.student, {}
-    another = module.new_student(torch.float32)
-    module.prepare_compressions(another)
+    another = prepared(module, torch.float32 if sharded else next(module.student.parameters()).dtype)
     another.load_state_dict(student)
     return another, losses
+
+
+def prepared(module: DistillModule, dtype: torch.dtype) -> nn.Module:
+    """Give a new student with what the compressions add, as `configure_model` makes it: it takes the weights of a trained one."""
+    student = module.new_student(dtype)
+    module.prepare_compressions(student)
+    return student
+
+
+def write(module: DistillModule, student: PreTrainedModel, folder: Path) -> None:
+    """Write a folder that plain transformers loads, with the tokenizer of the data; one that is there is replaced."""
+    write_folder(folder, lambda path: _save_student(module, student, path))
 
 
 def _save_student(module: DistillModule, student: PreTrainedModel, path: Path) -> None:

@@ -14,6 +14,7 @@ from distill import hub, objective
 from distill.checks import check_length, check_packing
 from distill.compress.base import Compression
 from distill.data.base import DistillData
+from distill.data.loader import Loader
 from distill.layers import layers_of
 from distill.losses.base import Loss, Setting, Term
 from distill.losses.measure import measure
@@ -62,8 +63,10 @@ class Pair(pl.LightningModule):
         if self.teacher is not None:
             self.teacher.setup(self.task, self.trainer.strategy.root_device, self._dtypes()[0])
             self.teacher.check(self.data.tokenizer, self.expected)
-            for model in self.teacher.models():
-                self._check_rows(model, "model.teacher")
+            if (structure := self.teacher.structure()) is not None:
+                check_length(structure, self.data.max_length, "model.teacher")
+            for model in self.teacher.models() if self.data.pack else []:
+                check_packing(self.task, model, "model.teacher")
             self.teacher.spread(self.trainer.strategy)
 
     def configure_model(self) -> None:
@@ -78,7 +81,12 @@ class Pair(pl.LightningModule):
     def new_student(self, dtype: torch.dtype) -> nn.Module:
         """Make the student as it is before training, its weights in this dtype; seeds torch."""
         torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        self.recipe_of_student.calibrate_on(self._calibration)
         return self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, dtype)
+
+    def _calibration(self) -> Loader:
+        # a loader of its own: the trainer's would give each rank other rows, and lose its position
+        return Loader(self.data.train_set, self.data.collator(), self.data.batch_size, seed=self.data.seed)
 
     @property
     def compressions(self) -> list[Compression]:
@@ -97,7 +105,7 @@ class Pair(pl.LightningModule):
             compression.prepare(student, self.task)
 
     def _prepare_terms(self, student: nn.Module) -> None:
-        teachers = [] if self.teacher is None else self.teacher.models()
+        teacher = None if self.teacher is None else self.teacher.structure()
         common: dict[str, Any] = {
             "unit": self.task.unit,
             "num_classes": self.data.num_classes,
@@ -108,15 +116,10 @@ class Pair(pl.LightningModule):
             "micro_batch": self.data.batch_size,
             "packed": self.data.pack,
             "student": layers_of(student, "model.student"),
-            "teacher": layers_of(teachers[0], "model.teacher") if teachers else None,
+            "teacher": None if teacher is None else layers_of(teacher, "model.teacher"),
         }
         for name, term in self.terms.items():
             term.prepare(Setting(key=f"model.losses.{name}", **common))
-
-    def _check_rows(self, model: nn.Module, who: str) -> None:
-        check_length(model, self.data.max_length, who)
-        if self.data.pack:
-            check_packing(self.task, model, who)
 
     def _dtypes(self) -> tuple[torch.dtype, torch.dtype]:
         """What forward passes compute in, and what the student's weights are."""
@@ -127,7 +130,9 @@ class Pair(pl.LightningModule):
     def check_student(self) -> None:
         """Refuse rows that the student mixes up."""
         assert self.student is not None, "configure_model comes first"
-        self._check_rows(self.student, "model.student")
+        check_length(self.student, self.data.max_length, "model.student")
+        if self.data.pack:
+            check_packing(self.task, self.student, "model.student")
 
     def on_train_start(self) -> None:
         """Look once more: a teacher that moves is silently wrong."""

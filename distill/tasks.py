@@ -39,6 +39,10 @@ class Task(ABC):
             taps: which activations are wanted, by the names of `record`.
         """
 
+    @abstractmethod
+    def head(self, model: nn.Module) -> nn.Module:
+        """Give what maps the features of `outputs` to logits."""
+
 
 class CausalLM(Task):
     """Predict the next token. `labels[b, t]` is the token after position t (already shifted), or −100."""
@@ -53,7 +57,12 @@ class CausalLM(Task):
         with record(causal_lm, taps) as seen:
             # use_cache=False: a cache costs memory, and lets packed documents see each other
             features = causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
-        return Outputs(features, LogitHead(causal_lm.get_output_embeddings(), causal_lm.config), seen)
+        return Outputs(features, self.head(causal_lm), seen)
+
+    def head(self, model: nn.Module) -> nn.Module:
+        """Give the output embedding with its logit transforms."""
+        causal_lm = unwrap(model)
+        return LogitHead(causal_lm.get_output_embeddings(), causal_lm.config)
 
 
 class SequenceClassification(Task):
@@ -67,7 +76,11 @@ class SequenceClassification(Task):
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
         with record(unwrap(model), taps) as seen:
             logits = model(**inputs).logits
-        return Outputs(logits[:, None], nn.Identity(), seen)
+        return Outputs(logits[:, None], self.head(model), seen)
+
+    def head(self, model: nn.Module) -> nn.Module:
+        """Give the identity: the features are the logits."""
+        return nn.Identity()
 
 
 class LogitHead(nn.Module):

@@ -44,8 +44,8 @@ def vocabulary(module: DistillModule) -> dict[str, str]:
     """How many tokens or labels the data have, and how many rows each head has for them."""
     rows = {"data": f"{module.data.num_classes:,} classes; tokenizer of {len(module.data.tokenizer):,} tokens"}
     assert module.student is not None, "configure_model comes first"
-    teachers = [] if module.teacher is None else module.teacher.models()
-    for name, model in [("student", module.student), *(("teacher", teacher) for teacher in teachers)]:
+    teacher = None if module.teacher is None else module.teacher.structure()
+    for name, model in [("student", module.student), *([("teacher", teacher)] if teacher is not None else [])]:
         config = unwrap(model).config.get_text_config()
         head = config.num_labels if module.task.unit == "sample" else config.vocab_size
         rows[name] = f"head of {head:,}; {head - module.data.num_classes:,} left out before the softmax"

@@ -63,6 +63,10 @@ class Teacher(ABC):
         """The models that it holds in memory, after `setup`; none where the target comes from elsewhere."""
         return []
 
+    def structure(self) -> nn.Module | None:
+        """A model of its layers and configuration, for those who match layers or count rows, with weights or without (after `setup`)."""
+        return next(iter(self.models()), None)
+
     def assert_frozen(self) -> None:
         """Stop where anything has made the teacher trainable: a teacher that moves is silently wrong."""
         for model in self.models():

@@ -1,0 +1,132 @@
+"""A teacher that answers over HTTP: the features of its head and its taps, for students on other ranks, nodes or machines.
+
+    GET  /about                    configuration, vocabulary, dtype, a digest of the weights, as JSON
+    GET  /head                     weights of its head, as safetensors
+    POST /features?tap=NAME&…      a batch as safetensors; answers with features and taps
+
+The student's side keeps the head, so that the losses are those of a teacher in memory: D values a token travel, not V.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from safetensors.torch import save
+
+from distill.parallel.same import fingerprint
+from distill.tasks import Task, unwrap
+from distill.teachers.base import Teacher
+from distill.teachers.wire import KEY, pack_outputs, unpack_batch
+
+LINGER_S = 20.0  # below the 30 s that Slurm leaves by default between SIGTERM and SIGKILL
+
+
+class TeacherServer(ThreadingHTTPServer):
+    """Serves one teacher; requests wait for each other, for there is one model.
+
+    Args:
+        address: host and port; port 0 takes a free one, see `server_port`.
+        teacher: ready (after `setup` and `check`), with one model in memory.
+        task: what it is for.
+        vocabulary: token to id, of its tokenizer.
+        packs: whether it was looked at that documents packed into one row do not see each other.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], teacher: Teacher, task: Task, vocabulary: dict[str, int], packs: bool) -> None:
+        super().__init__(address, _Handler)
+        self.teacher, self.packs = teacher, packs
+        (model,) = teacher.models()
+        self.device = next(model.parameters()).device
+        self.about = {
+            "name": teacher.name,
+            "config": json.loads(unwrap(model).config.to_json_string(use_diff=False)),
+            "described": teacher.describe(),
+            "unit": task.unit,
+            "vocabulary": vocabulary,
+            "weights": hashlib.sha256(fingerprint(model).cpu().numpy().tobytes()).hexdigest(),
+        }
+        head = task.head(model)
+        self.head = save({name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()})
+        self.key, self.lock = os.environ.get(KEY), threading.Lock()
+        self.leaving, self.asked = False, float("-inf")
+
+    def leave(self) -> None:
+        """Stop as soon as nobody has asked for 20 s: Slurm tells all of a job to stop at once, and students must end their step first."""
+        self.leaving = True
+
+    def service_actions(self) -> None:
+        """Look, twice a second, whether it is time to leave."""
+        if self.leaving and time.monotonic() - self.asked > LINGER_S:
+            self.leaving = False
+            threading.Thread(target=self.shutdown, daemon=True).start()  # which waits for the loop that calls this
+
+    def features(self, body: bytes, taps: list[str]) -> bytes:
+        """Run the teacher on a batch.
+
+        Raises:
+            ValueError: the batch is none that this teacher can take.
+        """
+        self.asked = time.monotonic()
+        batch = unpack_batch(body)
+        if "position_ids" in batch and not self.packs:
+            raise ValueError("these rows are packed, but the configuration of this server has data.pack=false; serve with the student's")
+        with self.lock:
+            outputs = self.teacher({name: tensor.to(self.device) for name, tensor in batch.items()}, taps)
+            return pack_outputs(outputs.features, outputs.taps)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections stay open between steps
+    server: TeacherServer
+
+    def do_GET(self) -> None:  # http.server's name
+        if not self._allowed():
+            return
+        if self.path == "/about":
+            self._answer(200, json.dumps(self.server.about).encode())
+        elif self.path == "/head":
+            self._answer(200, self.server.head)
+        else:
+            self._answer(404, b"there are /about, /head and /features")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self._allowed():
+            return
+        url = urlsplit(self.path)
+        if url.path != "/features":
+            self._answer(404, b"there are /about, /head and /features")
+            return
+        try:
+            answer = self.server.features(body, parse_qs(url.query).get("tap", []))
+        except ValueError as error:  # the client's mistake, a ConfigError about a tap among them
+            self._answer(400, str(error).encode())
+        except Exception as error:
+            self._answer(500, f"{type(error).__name__}: {error}".encode())
+            raise
+        else:
+            self._answer(200, answer)
+
+    def _allowed(self) -> bool:
+        key, given = self.server.key, self.headers.get("Authorization", "")
+        if key is None or hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            return True
+        self._answer(401, f"this teacher wants a key; put it into {KEY}".encode())
+        return False
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep quiet: a line a step helps nobody."""

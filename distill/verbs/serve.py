@@ -1,0 +1,51 @@
+"""`serve`: the configuration's teacher, for students in other processes."""
+
+import signal
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning.cli import LightningArgumentParser
+
+from distill.checks import check_packing
+from distill.module import DistillModule
+from distill.teachers.server import TeacherServer
+from distill.types import ConfigError
+from distill.verb import Verb
+
+
+class Serve(Verb):
+    """Loads the teacher and answers until it is stopped."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys of the server."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen at; 0.0.0.0: every one of this machine")
+        parser.add_argument("--port", type=int, default=8100, help="0: any free one, which is printed")
+        parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where the teacher runs")
+
+    def act(self, module: DistillModule, data: Any, config: Any) -> None:
+        """Serve."""
+        if module.teacher is None:
+            raise ConfigError("model.teacher is missing: there is nothing to serve")
+        if not 0 <= config.port < 2**16:
+            raise ConfigError(f"port must be between 0 and 65535, got {config.port}")
+        data.prepare_data()
+        data.setup()
+        device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        task = data.task()
+        half = {"bf16": torch.bfloat16, "16": torch.float16}.get(str(config.trainer.precision).partition("-")[0], torch.float32)
+        module.teacher.setup(task, torch.device(device), half)
+        module.teacher.check(data.tokenizer, data.model_config())
+        models = module.teacher.models()
+        if len(models) != 1:
+            raise ConfigError(f"model.teacher: {type(module.teacher).__name__} holds {len(models)} models here; serve an OnlineTeacher")
+        if data.pack:
+            check_packing(task, models[0], "model.teacher")
+        try:
+            server = TeacherServer((config.host, config.port), module.teacher, task, data.tokenizer.get_vocab(), data.pack)
+        except OSError as error:
+            raise ConfigError(f"cannot listen at {config.host}:{config.port} ({error.strerror}); take another --port") from error
+        signal.signal(signal.SIGTERM, lambda *_: server.leave())
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "the time is nearly up": the students save, and need answers for it
+        print(f"serving {module.teacher.name} at http://{config.host}:{server.server_port}", flush=True)
+        server.serve_forever()

@@ -1,0 +1,216 @@
+"""A teacher behind HTTP gives what it gives in memory, and says what is wrong where it cannot."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from distill.cli import main
+from distill.losses.divergence import ForwardKL
+from distill.losses.features import HiddenMSE
+from distill.losses.hard import CrossEntropy
+from distill.teachers.online import OnlineTeacher
+from distill.teachers.remote import RemoteTeacher
+from distill.teachers.server import TeacherServer
+from distill.teachers.wire import KEY
+from distill.types import ConfigError, TrainingError
+from tests import pair
+from tests.parallel.runs import Record
+from tests.ranks import run_ranks
+from tests.test_command import ROOT, config
+
+Serve = Callable[..., TeacherServer]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start a server of the pair's teacher, or of another folder's."""
+    servers: list[TeacherServer] = []
+
+    def start(folder: str = "teacher", port: int = 0, packs: bool = False, delay_s: float = 0.0) -> TeacherServer:
+        data = pair.data(tmp_path)
+        data.setup()
+        teacher = OnlineTeacher(str(tmp_path / folder))
+        teacher.setup(data.task(), torch.device("cpu"), torch.float32)
+        time.sleep(delay_s)
+        server = TeacherServer(("127.0.0.1", port), teacher, data.task(), data.tokenizer.get_vocab(), packs)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def url(server: TeacherServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def train(folder: str, teacher: Any, ranks: int = 1, **kwargs: Any) -> list[float]:
+    pl.seed_everything(0, verbose=False)
+    path, record = Path(folder), Record()
+    losses = {"ce": CrossEntropy(), "kd": ForwardKL(2.0), "hidden": HiddenMSE(layers="uniform")}
+    module = pair.module(path, losses=losses, balancer=None, teacher=teacher)
+    trainer = pair.trainer(max_steps=4, devices=ranks, strategy="ddp" if ranks > 1 else "auto", callbacks=[record], log_every_n_steps=1)
+    trainer.fit(module, pair.data(path, batch_size=4 // ranks))
+    return record.losses
+
+
+def train_remotely(folder: str, where: str, ranks: int) -> list[float]:
+    return train(folder, RemoteTeacher(where), ranks)
+
+
+def test_the_losses_are_those_of_a_teacher_in_memory(tmp_path: Path, serve: Serve) -> None:
+    server = serve()
+    online = train(str(tmp_path), OnlineTeacher(str(tmp_path / "teacher")))
+    assert train(str(tmp_path), RemoteTeacher(url(server))) == online
+    assert len(set(online)) == 4
+
+
+def test_two_ranks_ask_one_server(tmp_path: Path, serve: Serve) -> None:
+    server = serve()
+    online = train(str(tmp_path), OnlineTeacher(str(tmp_path / "teacher")))
+    for losses in run_ranks(train_remotely, 2, str(tmp_path), url(server), 2):
+        assert losses == pytest.approx(online, abs=1e-5)
+
+
+def test_a_server_that_comes_later_is_waited_for(tmp_path: Path, serve: Serve) -> None:
+    server = serve()
+    port = server.server_port
+    server.shutdown()
+    server.server_close()
+    late = threading.Thread(target=serve, kwargs={"port": port, "delay_s": 1.5})
+    late.start()
+    assert len(train(str(tmp_path), RemoteTeacher(f"http://127.0.0.1:{port}"))) == 4
+    late.join()
+
+
+def test_one_that_never_comes_is_named(tmp_path: Path) -> None:
+    pair.data(tmp_path)
+    with pytest.raises(ConfigError, match=r"no server at http://127\.0\.0\.1:9 within 0 s .*python train\.py serve"):
+        train(str(tmp_path), RemoteTeacher("http://127.0.0.1:9", wait_s=0.0))
+
+
+def test_one_that_dies_is_asked_again_and_then_named(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve()
+    teacher = RemoteTeacher(url(server), retries=2)
+    before = teacher.__class__.__call__
+    calls = []
+
+    def dying(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            server.shutdown()
+            server.server_close()
+            self.client.close()
+            self.client = httpx.Client()
+        return before(self, *args)
+
+    monkeypatch.setattr(RemoteTeacher, "__call__", dying)
+    with pytest.raises(TrainingError, match=r"did not answer, 3 times .* --ckpt_path last"):
+        train(str(tmp_path), teacher)
+
+
+def test_servers_of_different_models_are_refused(tmp_path: Path, serve: Serve) -> None:
+    one = serve()
+    other = OnlineTeacher(str(tmp_path / "teacher"))
+    data = pair.data(tmp_path)
+    data.setup()
+    other.setup(data.task(), torch.device("cpu"), torch.float32)
+    assert other.model is not None
+    with torch.no_grad():
+        next(other.model.parameters())[0, 0] += 1
+    other.model.save_pretrained(tmp_path / "other")
+    pair.word_tokenizer(tmp_path / "other")
+    with pytest.raises(ConfigError, match="serve different weights"):
+        train(str(tmp_path), RemoteTeacher([url(one), url(serve("other"))]))
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, serve: Serve) -> None:
+    server = serve()
+    server.about["vocabulary"] = {**server.about["vocabulary"], "a": 999}
+    with pytest.raises(ConfigError, match=r"model\.teacher and data\.tokenizer have different tokenizers .*'a': 999"):
+        train(str(tmp_path), RemoteTeacher(url(server)))
+
+
+def test_packed_rows_are_refused_by_a_server_that_did_not_look(tmp_path: Path, serve: Serve) -> None:
+    teacher = RemoteTeacher(url(serve()))
+    data = pair.data(tmp_path)
+    data.setup()
+    teacher.setup(data.task(), torch.device("cpu"), torch.float32)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(TrainingError, match=r"refuses: these rows are packed, .* data\.pack=false"):
+        teacher({"input_ids": ids, "position_ids": ids})
+    with pytest.raises(TrainingError, match=r"refuses: tap 'model\.nothing'"):
+        teacher({"input_ids": ids}, ["model.nothing"])
+
+
+def test_the_key_comes_from_the_environment(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "sesame")
+    server = serve()
+    assert len(train(str(tmp_path), RemoteTeacher(url(server)))) == 4
+    monkeypatch.delenv(KEY)
+    with pytest.raises(TrainingError, match=f"wants a key; put it into {KEY}"):
+        train(str(tmp_path), RemoteTeacher(url(server)))
+
+
+def test_an_address_without_a_scheme_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"must be like http://node3:8100, got 'node3:8100'"):
+        RemoteTeacher("node3:8100")
+
+
+def test_told_to_stop_it_leaves_once_nobody_asks(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.teachers.server.LINGER_S", 1.5)
+    server = serve()
+    teacher = RemoteTeacher(url(server), retries=0)
+    data = pair.data(tmp_path)
+    data.setup()
+    teacher.setup(data.task(), torch.device("cpu"), torch.float32)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    teacher({"input_ids": ids})
+    server.leave()
+    time.sleep(0.7)
+    teacher({"input_ids": ids})  # a student that ends its step
+    end = time.monotonic() + 60
+    while server.leaving and time.monotonic() < end:
+        time.sleep(0.1)
+    server.server_close()
+    teacher.client = httpx.Client()
+    with pytest.raises(TrainingError, match="did not answer"):
+        teacher({"input_ids": ids})
+
+
+@pytest.mark.slow
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pair.teacher_folder(tmp_path / "teacher")
+    pair.prompts(tmp_path / "prompts.jsonl")
+    (tmp_path / "kd.yaml").write_text(yaml.safe_dump(config()))
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), "serve", "--config", "kd.yaml", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        try:
+            assert process.stdout is not None
+            line = next(line for line in process.stdout if line.startswith("serving"))
+            where = re.search(r"http://\S+", line)
+            assert where is not None
+            remote = ["--model.teacher", "RemoteTeacher", "--model.teacher.url", where[0]]
+            assert main(["--config", "kd.yaml", "--name", "far", *remote]) == 0
+        finally:
+            process.kill()
+    assert main(["--config", "kd.yaml", "--name", "near"]) == 0
+    far, near = ((tmp_path / "runs" / name / "student" / "model.safetensors").read_bytes() for name in ("far", "near"))
+    assert far == near

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 
 from distill import __version__, launch, signals, verbs
 from distill.lookup import did_you_mean, find_config
@@ -17,7 +18,13 @@ distill: train a small student from a frozen teacher. One YAML, one command.
   python train.py validate --config runs/NAME/config.yaml --ckpt_path last
   python train.py test     --config runs/NAME/config.yaml --ckpt_path last
   python train.py plan --config kd_llama.yaml --nodes 1 --gpus 8    memory, communication and hours before it runs
+  python train.py consolidate --config runs/NAME/config.yaml --ckpt_path last   a checkpoint's student, for transformers
   python train.py submit --config kd_llama.yaml --nodes 2 --gpus 8 --time 4:00:00   as a Slurm job; see --dry-run
+  python train.py export --config runs/NAME/config.yaml --format openvino onnx     what is deployed, loaded again and compared
+  python train.py cost   --config runs/NAME/config.yaml  size, latency, throughput, memory, energy, side by side
+  python train.py shrink --config kd_llama_minitron.yaml --out FOLDER              cut a student out of a model, without training
+  python train.py consolidate --config runs/NAME/config.yaml --ckpt_path last      the student of a checkpoint
+  python train.py serve  --config kd_llama.yaml          the teacher, for students in other processes
   python train.py fit --help                             every key there is
 
 A bare config name is looked up here, then in configs/. Any key of the YAML can be given on the command line:
@@ -83,7 +90,7 @@ def _submit(args: list[str]) -> int:
     try:
         job = launch.job(args)
         with redirect_stdout(sys.stderr):  # what libraries print when imported is no part of the job
-            status = _run(["fit", *find_configs(job.args)], checking=True)  # a mistake is found here and now, not by the job
+            status = _run(["fit", *find_configs(job.args)], job)  # a mistake is found here and now, not by the job
         if status:
             return status
         print(job.text, end="")
@@ -94,7 +101,7 @@ def _submit(args: list[str]) -> int:
     return 0
 
 
-def _run(args: list[str], checking: bool = False) -> int:
+def _run(args: list[str], job: launch.Job | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own loss, named by its import path, lies where the command is run
     for name in ("torchao", "torch.utils._pytree"):
@@ -105,7 +112,7 @@ def _run(args: list[str], checking: bool = False) -> int:
     from distill.verb import Check
 
     try:
-        run(args, Check if checking else verbs.command(args[0]))
+        run(args, partial(Check, job.nodes, job.tasks) if job else verbs.command(args[0]))
     except DistillError as error:
         return _mistake(str(error))
     except SyntaxError as error:  # in a user's own file

@@ -1,18 +1,28 @@
 """What a student is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from distill.tasks import Task
+from distill.types import Batch
+
+Batches = Callable[[], Iterable[Batch]]
 
 
 class Student(ABC):
     """Makes the model to train. Its constructor holds names; weights are made or read in `build`."""
 
     name: str  # what the banner and the report call it
+
+    batches: Batches | None = None  # where there are data
+
+    def calibrate_on(self, batches: Batches) -> None:
+        """Take what gives training batches, the same each time and on every rank, for students that measure while they are built."""
+        self.batches = batches
 
     @abstractmethod
     def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill.students.base import Student
+from distill.students.base import Batches, Student
 from distill.students.load import FromConfig
 from distill.tasks import SequenceClassification, Task
 from distill.types import ConfigError
@@ -37,6 +37,10 @@ class LoRA(Student):
             raise ConfigError("model.student.base is FromConfig, but LoRA trains an update of a base with weights; take Pretrained")
         self.base, self.r, self.alpha, self.dropout, self.target_modules = base, r, alpha, dropout, target_modules
         self.name = f"{base.name} + LoRA r={r}"
+
+    def calibrate_on(self, batches: Batches) -> None:
+        """Hand them on to the base."""
+        self.base.calibrate_on(batches)
 
     def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:
         """Build the base, then wrap it; a classifier's new head stays trainable."""

@@ -67,7 +67,7 @@ def test_a_pattern_without_a_match_is_told_near_names(option: str) -> None:
 def test_nothing_left_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"no linear layer to compress: include leaves out its head, exclude is \['\*'\]"):
         linears(models.causal_lm(), None, ["*"], KEY)
-    with pytest.raises(ConfigError, match="its layers are of other classes|include leaves out its head"):
+    with pytest.raises(ConfigError, match=r"its layers are of other classes|include leaves out its head"):
         linears(models.causal_lm("gpt2"), None, None, KEY)
 
 

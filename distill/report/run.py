@@ -100,7 +100,7 @@ class Run(pl.Callback):
         models = self._measure(trainer, module, saved) if self.before["count"] else {}
         if trainer.is_global_zero:
             report = {"unit": module.task.unit, "steps": trainer.global_step, "models": models, "losses": describe_losses(module)}
-            report |= {"compression": {type(c).__name__: {"settled": c.summary(), **c.figures()} for c in module.compressions}}
+            report |= {"compression": [{"class": type(c).__name__, "settled": c.summary(), **c.figures()} for c in module.compressions]}
             report |= {"classes": describe_classes(module.data), "fingerprints": self.fingerprints, "skipped_steps": module.skipped_steps}
             write_json(self.folder / "report.json", report)
             if module.skipped_steps:
@@ -144,7 +144,7 @@ def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
         "losses": " + ".join(f"{weights[name]:g} × {name} ({type(loss).__name__})" for name, loss in module.terms.items()),
         "balancer": type(module.balancer).__name__,
         **{f"  {name}": " · ".join(lines) for name, loss in module.terms.items() if (lines := loss.summary())},
-        **{f"+ {type(compression).__name__}": " · ".join(compression.summary()) for compression in module.compressions},
+        "compression": " + ".join(" · ".join([type(c).__name__, *c.summary()]) for c in module.compressions) or "none",
         "precision": str(trainer.precision),
         "batch": f"{micro * accumulate * ranks} = {micro} × {accumulate} accumulated × {ranks} ranks",
         "tokens per step": f"{module.data.max_length * micro * accumulate * ranks:,} at most",

@@ -16,7 +16,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["torch", "deepspeed", "pytorch_lightning", "transformers", "distill.module", "distill.parallel", "tests.pair"]
+PRELOADED = [
+    "torch",
+    "deepspeed",
+    "pytorch_lightning",
+    "transformers",
+    "torchao.quantization.qat",
+    "distill.module",
+    "distill.callbacks",
+    "distill.parallel",
+    "tests.pair",
+]
 # What must not come from the process or the machine that runs the tests: another cluster's ranks, another test's seed
 FOREIGN = ("SLURM_", "PL_", "TORCHELASTIC_", "OMPI_")
 

@@ -1,0 +1,121 @@
+"""What `distill cost` does: teacher, student and exports of a run, side by side: quality, size, latency, throughput, memory, energy."""
+
+import itertools
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import nn
+
+from distill.data.base import DistillData
+from distill.export.base import Run
+from distill.export.driver import all_formats
+from distill.export.served import logits_of
+from distill.losses.measure import measure
+from distill.module import DistillModule
+from distill.report import cost, tables
+from distill.report.files import write_json
+from distill.types import Batch, ConfigError, Outputs
+
+CPU = torch.device("cpu")
+
+
+def show(module: DistillModule, data: DistillData, config: Any) -> None:
+    """Measure, print, and write `cost.json` beside the student.
+
+    Args:
+        module: as the YAML makes it; its teacher is loaded, where it has one that is there.
+        data: the same; nothing is read yet.
+        config: the resolved configuration, with the keys of the verb.
+
+    Raises:
+        ConfigError: there is no student, or too few rows.
+    """
+    folder = Path(config.runs) / (config.name or "")
+    if config.name is None or not (folder / "student").is_dir():
+        raise ConfigError(f"cost: there is no student in '{folder / 'student'}'; train it first, and give --config runs/NAME/config.yaml")
+    if config.rounds < 2:
+        raise ConfigError("cost: rounds must be at least 2, got 1; one time says nothing")
+    data.setup()
+    batches = _rows(data, config.rows)
+    first = batches[0]
+    if len(first["input_ids"]) < config.batch:
+        raise ConfigError(f"cost: batch is {config.batch}, but a batch of validation rows has {len(first['input_ids'])}; lower one")
+    one, many = ({name: value[:size] for name, value in first.items() if value.ndim} for size in (1, config.batch))
+    with torch.inference_mode():
+        found = candidates(module, data, folder)
+        costs = cost.measure(found, one, many, config.rounds)
+        qualities = {name: quality(each.run, batches, data.num_classes) for name, each in found.items()}
+    rows = {name: {**qualities[name], **costs[name].as_dict()} for name in found}
+    write_json(folder / "cost.json", {"batch": config.batch, "threads": torch.get_num_threads(), "models": rows})
+    tables.show(table(rows, config.batch, data.task().unit))
+    print(f"{next(iter(costs.values())).energy_source}; operations as torch counts them; figures are in {folder / 'cost.json'}")
+
+
+def candidates(module: DistillModule, data: DistillData, folder: Path) -> dict[str, cost.Candidate]:
+    """Load the teacher, the student, and what `distill export` has left in `folder/export`."""
+    task, found = data.task(), {}
+    if module.teacher is not None and module.teacher.recipe_needed() is None:
+        module.teacher.setup(task, CPU, torch.float32)
+        for model in module.teacher.models():
+            found["teacher"] = _of_model(model, Path(module.teacher.name))
+    found["student"] = _of_model(task.load(str(folder / "student"), "student", dtype=torch.float32).eval(), folder / "student")
+    formats = all_formats()
+    for export in sorted((folder / "export").glob("*-*")):
+        name, _, precision = export.name.rpartition("-")
+        if name in formats and export.is_dir():
+            found[export.name] = cost.Candidate(formats[name](precision).load(export, task), None, export)
+    return found
+
+
+def _of_model(model: Any, files: Path) -> cost.Candidate:
+    return cost.Candidate(partial(logits_of, model), model, files if files.exists() else None)
+
+
+def _rows(data: DistillData, count: int) -> list[Batch]:
+    loader: Iterable[Batch] = data.val_dataloader() or data.train_dataloader()
+    return list(itertools.islice(loader, max(1, -(-count // data.batch_size))))
+
+
+def quality(run: Run, batches: Iterable[Batch], num_classes: int) -> dict[str, float]:
+    """Loss in nats and top-1 accuracy over the valid positions of some rows, each served as it comes.
+
+    Args:
+        run: gives logits `[B, T, V]` or `[B, V]`.
+        batches: with labels.
+        num_classes: V of the data; padding columns beyond it are left out.
+    """
+    total: dict[str, float] = {}
+    for batch in batches:
+        logits = run(batch)
+        outputs = Outputs(logits if logits.ndim == 3 else logits[:, None], nn.Identity())
+        for name, value in measure(outputs, None, batch["labels"], num_classes).items():
+            total[name] = total.get(name, 0.0) + float(value)
+    return {name: total[name] / max(1.0, total["count"]) for name in ("loss", "accuracy")}
+
+
+def table(rows: dict[str, dict[str, Any]], batch: int, unit: str) -> Table:
+    """One row a model."""
+    shown = Table(title=f"Cost, timed in turn; quality per {unit}", title_justify="left", box=box.SIMPLE_HEAD)
+    shown.add_column("", no_wrap=True)
+    for head in ("loss", "accuracy", "params", "MB", "ms", "p95", f"/s at {batch}", "peak MB", "J per 1k", "GFLOP"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        shown.add_row(
+            name,
+            f"{row['loss']:.4f}",
+            f"{row['accuracy']:.1%}",
+            "" if row["parameters"] is None else f"{row['nonzero'] / 1e6:.2f}M" + ("*" if row["nonzero"] < row["parameters"] else ""),
+            "" if row["disk_bytes"] is None else f"{row['disk_bytes'] / 1e6:.2f}",
+            f"{row['latency_ms']:.2f}",
+            f"{row['latency_p95_ms']:.2f}",
+            f"{row['throughput']:.0f}",
+            f"{row['peak_bytes'] / 1e6:.1f}",
+            f"{row['joules']:.1f}",
+            "" if row["flops"] is None else f"{row['flops'] / 1e9:.3f}",
+        )
+    return shown

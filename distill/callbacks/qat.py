@@ -1,0 +1,256 @@
+"""Quantisation-aware training: the student computes with the weights (and inputs) that it will have when it is deployed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from distill.compress import fake_quant, integers, schemes, sensitivity
+from distill.compress.base import Compression
+from distill.compress.schemes import Scheme
+from distill.compress.select import linears
+from distill.data.loader import permutation
+from distill.losses.measure import measure
+from distill.parallel.gradients import shards_parameters
+from distill.tasks import Task
+from distill.types import ConfigError, DataError
+
+KEY = "trainer.callbacks: QuantizationAwareTraining"
+
+
+class QuantizationAwareTraining(Compression):
+    """Trains the linear layers of the student as they will be quantised; the head and embeddings stay as they are.
+
+    In step t the layers compute with `w + λ (q(w) − w)`, where `λ = clip((t − start) / warmup, 0, 1)`, and with q(w) whenever they are
+    evaluated: a validation loss is that of the student that would be saved. So is its weight: the saved student holds q(w), its
+    config says how each layer is quantised (`distill_quantization`), and exports read integers and scales back to the bit.
+
+    Args:
+        scheme: `int8` (8-bit weights, a scale a row, and 8-bit inputs, a scale and zero point a token), `int8-int4` (4-bit weights in
+            groups, 8-bit inputs), `int4`, `int3`, `int2` (weights alone, in groups), `ternary` (BitNet b1.58: −γ, 0, γ), `fp8` (both, on
+            GPUs that multiply it).
+        group_size: weights of a row that share a scale; `row` for one scale a row; None for the scheme's own: 32 for groups, a row for
+            `int8`, the whole weight for `ternary`.
+        include: patterns of layers' names, e.g. `*.mlp.*`; None for all linear layers but the head.
+        exclude: patterns of layers that stay as they are.
+        start: when λ leaves 0: a step, or below 1 a share of all steps.
+        warmup: how long λ takes to 1: steps, or below 1 a share of all; 0 for at once.
+        bits: of the layers that a pattern matches, 2 to 8, in place of the scheme's; the first pattern that matches counts.
+        budget: bits a weight on average; each layer's are chosen by what quantising it alone costs the student as training begins.
+        choices: numbers of bits to choose from under a budget.
+        calibration: training rows that this cost is measured on.
+
+    Raises:
+        ConfigError: no such scheme, a number out of range, options that exclude each other.
+    """
+
+    def __init__(
+        self,
+        scheme: str = "int4",
+        group_size: int | Literal["row"] | None = None,
+        include: list[str] | None = None,
+        exclude: list[str] | None = None,
+        start: float = 0.0,
+        warmup: float = 0.0,
+        bits: dict[str, int] | None = None,
+        budget: float | None = None,
+        choices: Sequence[int] = (2, 3, 4, 8),
+        calibration: int = 16,
+    ) -> None:
+        self.scheme, self.base = scheme, schemes.scheme(scheme, group_size, KEY)
+        self.include, self.exclude, self.start, self.warmup = include, exclude, start, warmup
+        self.bits, self.budget, self.choices, self.calibration = bits or {}, budget, sorted(set(choices)), calibration
+        self.schemes: dict[str, Scheme] = {}  # of the layers, once there is a student
+        self.costs: dict[str, dict[int, float]] = {}  # of each layer alone, nats, where a budget is given
+        self._sizes: dict[str, int] = {}
+        self._check()
+
+    def _check(self) -> None:
+        for name, value in (("start", self.start), ("warmup", self.warmup)):
+            if value < 0:
+                raise ConfigError(f"{KEY}.{name} must be at least 0, got {value:g}; below 1 it is a share of the steps, else a step")
+        if (self.bits or self.budget is not None) and self.base.kind != "int":
+            raise ConfigError(f"{KEY}: bits and budget are for schemes of integers, not for {self.scheme}; take scheme: int4")
+        if self.bits and self.budget is not None:
+            raise ConfigError(f"{KEY}: bits sets them by hand and budget by measurement; leave one of them out")
+        for bits in [*self.bits.values(), *self.choices]:
+            if not 2 <= bits <= 8:
+                raise ConfigError(f"{KEY}: bits must be 2 to 8, got {bits}; for three values take scheme: ternary")
+        if self.budget is not None and not self.choices[0] <= self.budget <= self.choices[-1]:
+            raise ConfigError(f"{KEY}.budget is {self.budget:g} bits a weight, but choices are {self.choices}; take one between them")
+
+    # ---- the student
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remember where the calibration rows are."""
+        self._trainer = trainer
+
+    def prepare(self, student: PreTrainedModel, task: Task) -> None:
+        """Choose the layers and their bits, the first time, and attach the fake quantisers."""
+        layers = linears(student, self.include, self.exclude, KEY)
+        if not self.schemes:
+            found = self._by_pattern(layers)
+            schemes.check_groups(layers, found, KEY)
+            schemes.check_machine(found, KEY)
+            self._sizes = {name: layer.in_features * layer.out_features for name, layer in layers.items()}
+            self.schemes = found if self.budget is None else self._measured(student, task, layers)
+        for name, layer in layers.items():
+            fake_quant.attach(layer, self.schemes[name])
+
+    def _by_pattern(self, layers: Mapping[str, nn.Linear]) -> dict[str, Scheme]:
+        for pattern in self.bits:
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise ConfigError(f"{KEY}.bits: '{pattern}' matches none of the layers; there are {', '.join(layers)}")
+        first = {name: [bits for pattern, bits in self.bits.items() if fnmatchcase(name, pattern)][:1] for name in layers}
+        return {name: replace(self.base, bits=bits[0]) if bits else self.base for name, bits in first.items()}
+
+    def _measured(self, student: PreTrainedModel, task: Task, layers: Mapping[str, nn.Linear]) -> dict[str, Scheme]:
+        assert self.budget is not None
+        data: Any = self._trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, undeclared
+        rows = permutation(len(data.train_set), data.seed, 0)[: self.calibration]
+        batch = data.collator()([data.train_set[int(i)] for i in rows])
+        by_bits = {bits: fake_quant.weight_quantiser(replace(self.base, bits=bits)) for bits in self.choices}
+
+        def loss() -> float:
+            found = measure(task.outputs(student, batch), None, batch["labels"], data.num_classes)
+            return float(found["loss"] / found["count"])
+
+        training = student.training
+        student.eval()
+        with torch.no_grad():
+            self.costs = sensitivity.increases_alone(
+                {name: _stored(layer) for name, layer in layers.items()}, self.choices, lambda _, weight, bits: by_bits[bits](weight), loss
+            )
+        student.train(training)
+        chosen = sensitivity.assign(self.costs, self._sizes, self.budget)
+        chosen = self._trainer.strategy.broadcast(chosen)  # ranks may round differently
+        return {name: replace(self.base, bits=bits) for name, bits in chosen.items()}
+
+    def finish(self, student: PreTrainedModel) -> PreTrainedModel:
+        """Leave the quantised values as the weights, and say in the config how they are quantised."""
+        fake_quant.follow_checkpoint(student)
+        names = dict(student.named_modules())
+        kept = {}
+        for name, how in self._found(student).items():
+            layer: Any = names[name]
+            fake_quant.detach(layer)
+            if how.kind == "fp8" or _on_grid(layer, how):
+                kept[name] = how
+        integers.record(student, self.scheme, kept)
+        if lost := [name for name in self.schemes if name in names and name not in kept]:
+            print(f"Changed by another compression after they were quantised, so that exports quantise them anew: {', '.join(lost)}")
+        return student
+
+    def _found(self, student: nn.Module) -> dict[str, Scheme]:
+        """The schemes of the layers that are still there, with the bits that a checkpoint may have brought."""
+        found = {}
+        for name, module in student.named_modules():
+            if name in self.schemes:
+                ours = [each.how for each in module.modules() if isinstance(each, fake_quant.FakeQuantisedWeight)]
+                found[name] = ours[0] if ours else self.schemes[name]
+        return found
+
+    # ---- the steps
+
+    def strength(self, step: int, total: int) -> float:
+        """λ in an optimizer step, `clip((step − start) / warmup, 0, 1)`, of `total` steps: nothing else decides it, so that runs resume."""
+        start, warmup = (_steps(value, total) for value in (self.start, self.warmup))
+        return float(step >= start) if warmup == 0 else min(1.0, max(0.0, (step - start) / warmup))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at what is known only now, and follow the checkpoint."""
+        total = int(trainer.estimated_stepping_batches)
+        start, warmup = (_steps(value, total) for value in (self.start, self.warmup))
+        if start + warmup >= total:
+            raise ConfigError(
+                f"{KEY}: start is step {start} and warmup takes {warmup} steps, but training has {total}: the student would be saved more "
+                "quantised than it was trained; lower them"
+            )
+        self._refuse_hookless_head(trainer, pl_module)
+        self._follow(pl_module)
+        self._quantisers = fake_quant.quantisers(_student(pl_module))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set λ."""
+        strength = self.strength(trainer.global_step, int(trainer.estimated_stepping_batches))
+        for quantiser in self._quantisers:
+            quantiser.strength = strength
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Quantise wholly from now on, in whatever mode the student is."""
+        for quantiser in self._quantisers:
+            quantiser.strength = 1.0
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Follow the checkpoint that `validate` has loaded."""
+        self._follow(pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Follow the checkpoint that `test` has loaded."""
+        self._follow(pl_module)
+
+    def _follow(self, pl_module: pl.LightningModule) -> None:
+        fake_quant.follow_checkpoint(_student(pl_module))
+        self.schemes |= self._found(_student(pl_module))
+
+    def _refuse_hookless_head(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Under ZeRO-3 the head is called without its hooks (`parallel.gather.gathered`), so without the quantisation of its input."""
+        student: Any = _student(pl_module)
+        head = student.get_output_embeddings()
+        if self.base.inputs and head is not None and fake_quant.quantisers(head) and shards_parameters(trainer.strategy):
+            raise ConfigError(f"{KEY}: the head's input cannot be quantised where parameters are sharded; exclude it, or take zero2")
+
+    # ---- what a person sees
+
+    def summary(self) -> list[str]:
+        """What is quantised, and since when."""
+        if not self.schemes:
+            return []
+        groups = "a scale a " + ("weight" if self.base.kind == "ternary" else "row")
+        groups = groups if self.base.group_size is None else f"groups of {self.base.group_size}"
+        lines = [f"{self.scheme}, {groups} · {len(self.schemes)} layers · {self.average:.2f} bits a weight and the scales"]
+        return [*lines, f"from step {self.start:g}, warm-up {self.warmup:g}"] if self.start or self.warmup else lines
+
+    @property
+    def average(self) -> float:
+        """Bits a weight over the quantised layers, without the scales."""
+        return sensitivity.average({name: how.bits for name, how in self.schemes.items()}, self._sizes)
+
+    def figures(self) -> dict[str, Any]:
+        """The bits of each layer and, where they were chosen by it, what quantising it alone costs, in nats."""
+        found: dict[str, Any] = {"scheme": self.scheme, "bits": {name: how.bits for name, how in self.schemes.items()}}
+        found |= {"bits_per_weight": self.average} if self.schemes else {}
+        return found | ({"costs": self.costs} if self.costs else {})
+
+
+def _steps(value: float, total: int) -> int:
+    return int(value if value >= 1 else value * total)
+
+
+def _student(pl_module: Any) -> nn.Module:
+    student = pl_module.student
+    assert isinstance(student, nn.Module), "configure_model comes first"
+    return student
+
+
+def _stored(layer: Any) -> torch.Tensor:
+    """The tensor that the optimizer will change, whatever parametrises the weight."""
+    stored: torch.Tensor = layer.parametrizations.weight.original if parametrize.is_parametrized(layer, "weight") else layer.weight
+    return stored
+
+
+def _on_grid(layer: nn.Linear, how: Scheme) -> bool:
+    weight: torch.Tensor = _stored(layer)
+    if how.group_size is not None and weight.shape[1] % how.group_size:
+        return False
+    try:
+        integers.integers(weight, how)
+    except DataError:
+        return False
+    return True

@@ -36,24 +36,42 @@ def settle(trainer: dict[str, Any]) -> dict[str, Any]:
     if not slurm.by_srun() or _in_a_shell():  # one process, which may start others on this node itself
         return trainer | {"plugins": [*trainer["plugins"], LightningEnvironment()]}
     tasks, nodes = slurm.tasks_and_nodes()
-    devices, num_nodes = _count(trainer.get("devices", "auto")), trainer.get("num_nodes", 1)
-    if devices not in (None, tasks):
-        raise ConfigError(
-            f"trainer.devices is {devices}, but Slurm has started {tasks} tasks on each node; "
-            f"set trainer.devices={tasks}, or leave it out, or use --ntasks-per-node={devices}"
-        )
-    if num_nodes not in (1, nodes):
-        raise ConfigError(
-            f"trainer.num_nodes is {num_nodes}, but Slurm has given {nodes} nodes; "
-            f"set trainer.num_nodes={nodes}, or leave it out, or use --nodes={num_nodes}"
-        )
+    devices = trainer.get("devices", "auto")
+    check(devices, trainer.get("num_nodes", 1), tasks, nodes, "Slurm has started", "--ntasks-per-node")
     # Lightning reads it; `srun --ntasks` leaves it out, and a step of fewer tasks than its job still sees the job's
     os.environ["SLURM_NTASKS_PER_NODE"] = str(tasks)
     return trainer | {
-        "devices": tasks if devices is None else trainer["devices"],
+        "devices": tasks if _count(devices) is None else devices,
         "num_nodes": nodes,
         "plugins": [*trainer["plugins"], SLURMEnvironment(auto_requeue=False)],
     }
+
+
+def check(devices: Any, num_nodes: int, tasks: int | None, nodes: int | None, who: str, option: str) -> None:
+    """Make sure that the trainer and the job have the same tasks and nodes; `auto` devices and 1 node, the defaults, agree with any.
+
+    Args:
+        devices: `trainer.devices`.
+        num_nodes: `trainer.num_nodes`.
+        tasks: of the job, on each node; None where it does not say.
+        nodes: of the job; None where it does not say.
+        who: of the message, what says so.
+        option: of the message, what sets the tasks.
+
+    Raises:
+        ConfigError: they are not; the message has both values.
+    """
+    count = _count(devices)
+    if None not in (count, tasks) and count != tasks:
+        raise ConfigError(
+            f"trainer.devices is {count}, but {who} {tasks} tasks on each node; "
+            f"set trainer.devices={tasks}, or leave it out, or use {option}={count}"
+        )
+    if nodes is not None and num_nodes not in (1, nodes):
+        raise ConfigError(
+            f"trainer.num_nodes is {num_nodes}, but {who} tasks on {nodes} nodes; "
+            f"set trainer.num_nodes={nodes}, or leave it out, or use --nodes={num_nodes}"
+        )
 
 
 def _in_a_shell() -> bool:

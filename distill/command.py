@@ -4,6 +4,7 @@ import logging
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from distill.callbacks.metrics import JsonlLogger, Throughput
 from distill.callbacks.preemption import Preemption
 from distill.callbacks.progress import progress_callback
 from distill.callbacks.watchdog import Watchdog
+from distill.compress.base import Compression
 from distill.data.base import DistillData
 from distill.lookup import find_config
 from distill.module import DistillModule
@@ -29,12 +31,12 @@ from distill.types import ConfigError, DistillError, TrainingError
 from distill.usage import explain, place
 
 
-def run(args: list[str], command: "type[Command] | None" = None) -> None:
+def run(args: list[str], command: "Callable[[], Command] | None" = None) -> None:
     """Run one verb in this process, e.g. `["fit", "--config", "x.yaml"]`.
 
     Args:
         args: the verb and its options.
-        command: what runs it; None for the verbs of Lightning. All parse as `fit` does.
+        command: makes what runs it, and with that runs it; None for the verbs of Lightning. All parse as `fit` does.
     """
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the banner says what its tips and device lists would
@@ -124,7 +126,7 @@ class Command(LightningCLI):
         parser.add_argument("--dry_run", type=bool, default=False, help="check everything, train nothing")
         parser.add_argument("--save_every", type=int, default=100, help="optimizer steps between checkpoints")
         parser.add_argument("--keep", type=int, default=2, help="how many of the newest checkpoints stay")
-        parser.add_argument("--save_async", type=bool, default=False, help="write checkpoint files while training goes on")
+        parser.add_argument("--save_async", type=bool, default=False, help="write checkpoints while training goes on")
         parser.add_argument(
             "--watchdog_s", type=float, default=40.0, help="a rank silent for so many seconds ends the job; 0: it is waited for"
         )
@@ -170,9 +172,10 @@ class Command(LightningCLI):
             trainer["callbacks"] = [*_as_list(trainer.get("callbacks")), *self._callbacks(config)]
             trainer["logger"] = [*_as_list(trainer.get("logger")), JsonlLogger(self.folder)]
         elif self.subcommand == "fit":
+            compressions = [callback for callback in _as_list(trainer.get("callbacks")) if isinstance(callback, Compression)]
             trainer |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
             trainer |= {
-                "callbacks": [DryRun(), OutOfMemory(memory), Preemption(self.folder)],
+                "callbacks": [*compressions, DryRun(), OutOfMemory(memory), Preemption(self.folder)],
                 "limit_val_batches": 0,
                 "min_steps": None,
                 "min_epochs": None,

@@ -26,6 +26,20 @@ class Job:
     args: list[str]
     dry_run: bool
 
+    @property
+    def tasks(self) -> int | None:
+        """On each node, as given or in the template; None where neither says."""
+        return self._number("ntasks-per-node")
+
+    @property
+    def nodes(self) -> int | None:
+        """As given or in the template; None where neither says."""
+        return self._number("nodes")
+
+    def _number(self, key: str) -> int | None:
+        found = re.search(rf"^#SBATCH --{key}=(\d+)\s*$", self.text, re.MULTILINE)
+        return int(found[1]) if found else None
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:

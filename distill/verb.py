@@ -4,6 +4,7 @@ import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
+from distill import cluster
 from distill.command import Command, recipe_file
 from distill.module import DistillModule
 
@@ -38,10 +39,23 @@ class Verb(Command, ABC):
 
 
 class Check(Verb):
-    """Makes the objects and does nothing with them: what can be told of a configuration on a login node."""
+    """Makes the objects and does nothing with them: what can be told of a configuration on a login node.
+
+    Args:
+        nodes: of the job that it is for; None where that is not known.
+        tasks: of the job on each node; None where that is not known.
+
+    Raises:
+        ConfigError: the trainer is told of other devices or nodes than the job has, or what any command says of a configuration.
+    """
+
+    def __init__(self, nodes: int | None = None, tasks: int | None = None) -> None:
+        self.nodes, self.tasks = nodes, tasks
+        super().__init__()
 
     def act(self, module: DistillModule, data: Any, config: Any) -> None:
-        """Nothing: they are made, so they can be."""
+        """Nothing to the objects: they are made, so they can be."""
+        cluster.check(config.trainer.devices, config.trainer.num_nodes, self.tasks, self.nodes, "the job has", "--gpus")
 
 
 def parsed(config: str) -> tuple[DistillModule, Any]:

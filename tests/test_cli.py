@@ -37,7 +37,7 @@ def test_help_answers_to_what_people_type(args: list[str], capsys: pytest.Captur
 
 def test_a_wrong_verb_and_a_wrong_config_name_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validat"]) == 2
-    verbs = "fit, validate, test, plan, submit"
+    verbs = ", ".join(VERBS)
     assert capsys.readouterr().err == f"error: no verb 'validat'. Did you mean 'validate'?; the verbs are {verbs}\n"
     assert main(["--config", "kd_lama.yaml"]) == 2
     assert "no config 'kd_lama.yaml' here or in configs/. Did you mean 'kd_llama.yaml'?" in capsys.readouterr().err

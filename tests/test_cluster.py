@@ -61,7 +61,7 @@ def test_what_was_left_out_is_what_srun_has_started(monkeypatch: pytest.MonkeyPa
         ({"devices": [0, 1, 2]}, "trainer.devices is 3, but Slurm has started 2 tasks"),
         ({"devices": "0,"}, "trainer.devices is 1, but Slurm has started 2 tasks"),
         ({"devices": "4"}, "trainer.devices is 4, but Slurm has started 2 tasks"),
-        ({"devices": 2, "num_nodes": 3}, "trainer.num_nodes is 3, but Slurm has given 4 nodes; set trainer.num_nodes=4"),
+        ({"devices": 2, "num_nodes": 3}, "trainer.num_nodes is 3, but Slurm has started tasks on 4 nodes; set trainer.num_nodes=4"),
     ],
 )
 def test_a_mismatch_is_refused_with_both_values(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str) -> None:

@@ -112,6 +112,9 @@ def test_times_as_slurm_takes_them(time: str) -> None:
         (["--trainer.max_stps=2"], "does not accept option 'trainer.max_stps'. Did you mean 'trainer.max_steps'?"),
         (["--model.losses.kd.temperature=0"], "temperature must be > 0, got 0.0"),
         (["--partion=gpu"], "does not accept option 'partion'"),
+        (["--gpus=2", "--trainer.devices=4"], "trainer.devices is 4, but the job has 2 tasks on each node; set trainer.devices=2, or"),
+        (["--trainer.devices=4"], "trainer.devices is 4, but the job has 8 tasks on each node; "),
+        (["--nodes=2", "--trainer.num_nodes=4"], "trainer.num_nodes is 4, but the job has tasks on 2 nodes; set trainer.num_nodes=2"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
@@ -131,6 +134,8 @@ def test_the_dry_run_prints_the_job_and_the_run_without_sbatch_says_where_to_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(tmp_path, monkeypatch)
+    capsys.readouterr()
+    assert main(["submit", *GIVEN, "--nodes=2", "--gpus=4", "--trainer.devices=4", "--trainer.num_nodes=2"]) == 0
     capsys.readouterr()
     assert main(["submit", *GIVEN]) == 0
     assert capsys.readouterr().out == launch.job(GIVEN).text

@@ -26,6 +26,37 @@ ANSWERS: dict[str, Any] = {  # to the queries of a run by their name; others get
 }
 
 
+def upload(name: str) -> dict[str, Any]:
+    """Where a file is to be sent: HERE is the server's own address."""
+    return {"id": "f", "name": name, "displayName": name, "uploadUrl": f"HERE/{name}", "uploadHeaders": []}
+
+
+def manifest(body: str) -> dict[str, Any]:
+    return {"createArtifactManifest": {"artifactManifest": {"id": "M", "file": upload("manifest")}}}
+
+
+def files(body: str) -> dict[str, Any]:
+    names = [file["name"] for file in json.loads(body)["variables"]["input"]["artifactFiles"]]
+    nodes = [upload(name) | {"artifact": {"id": "A"}, "storagePath": name, "uploadMultipartUrls": None} for name in names]
+    return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+
+
+PROJECT = {"id": "1", "internalId": "1", "name": "p", "entity": {"name": "e"}}
+ARTIFACT = {"__typename": "Artifact", "id": "A", "versionIndex": 0, "artifactType": {"name": "model"}, "state": "COMMITTED", "size": 1}
+ARTIFACT |= {"artifactSequence": {"__typename": "ArtifactSequence", "name": "s", "project": PROJECT}, "digest": "d", "fileCount": 1}
+ARTIFACT |= dict.fromkeys(["description", "metadata", "historyStep", "commitHash", "updatedAt"])
+ARTIFACT |= {"ttlDurationSeconds": -1, "ttlIsInherited": False, "tags": [], "aliases": [], "createdAt": "2026-01-01T00:00:00"}
+TAKES_ARTIFACTS: dict[str, Any] = {  # of a server that takes them as well
+    "Viewer": {"viewer": {"id": "1", "entity": "e", "username": "u", "email": "", "flags": "{}", "admin": False, "teams": {"edges": []}}},
+    "ArtifactType": {"project": {"artifact": None}},
+    "CreateArtifact": {"createArtifact": {"artifact": {"id": "A", "state": "PENDING", "artifactSequence": {"id": "S"}}}},
+    "CreateArtifactManifest": manifest,
+    "CreateArtifactFiles": files,
+    "CommitArtifact": {"commitArtifact": {"artifact": {"id": "A", "digest": "d"}}},
+    "ArtifactByID": {"artifact": ARTIFACT},
+}
+
+
 @contextmanager
 def server(status: int = 200, delay_s: float = 0, answers: dict[str, Any] | None = None) -> Iterator[tuple[int, list[str]]]:
     """Accept every run after `delay_s` seconds and keep what it sends: gives the port, and the bodies of the requests so far."""
@@ -42,11 +73,18 @@ def server(status: int = 200, delay_s: float = 0, answers: dict[str, Any] | None
             received.append(body)
             asked = re.search(r"(?:query|mutation)\s+(\w+)", json.loads(body)["query"]) if self.path == "/graphql" else None
             answer = known.get(asked[1], {}) if asked else {}
-            text = json.dumps({"data": answer(body) if callable(answer) else answer}).encode()
+            text = json.dumps({"data": answer(body) if callable(answer) else answer})
+            content = text.replace("HERE", f"http://127.0.0.1:{http.server_port}").encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(text)
+            self.wfile.write(content)
+
+        def do_PUT(self) -> None:
+            received.append(f"PUT {self.path} {self.rfile.read(int(self.headers['Content-Length'])).decode()}")
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *args: Any) -> None:
             pass

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
 from distill import checkpoints
 from distill.callbacks import rng
-from distill.callbacks.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
+from distill.callbacks.checkpoint_io import AtomicCheckpointIO
+from distill.parallel.folder import together
 from distill.types import ConfigError, TrainingError
 
 
@@ -51,8 +51,8 @@ class Checkpoints(Checkpoint):
             TrainingError: the disk refuses, now or for an earlier one that was being written.
         """
         target = self._save(trainer, again)
-        self._wait(trainer)
-        trainer.strategy.barrier("Checkpoints.save")
+        with together(trainer.strategy, f"cannot save the checkpoint '{target}'", TrainingError):  # rank 0 alone writes meanwhile
+            self._wait(trainer)
         self._retire(trainer)
         return target
 
@@ -72,16 +72,6 @@ class Checkpoints(Checkpoint):
         io = trainer.strategy.checkpoint_io
         if isinstance(io, AtomicCheckpointIO):
             io.wait()
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse what cannot be had.
-
-        Raises:
-            ConfigError: asynchronous saving of what is a folder.
-        """
-        in_folders = isinstance(trainer.strategy, DeepSpeedStrategy | ModelParallelStrategy)
-        if in_folders and isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
-            raise ConfigError("save_async writes checkpoints that are one file, but this trainer.strategy makes folders; leave it out")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Clear what a killed process left half-written; set the random number generators, after all other callbacks."""

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from torch import Tensor, distributed
 from torch.utils import _pytree
 
 from distill import checkpoints
+from distill.parallel.folder import Background
 from distill.types import ConfigError, TrainingError
 
 
@@ -101,11 +103,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Return when all that was saved is published."""
 
 
-class AsyncCheckpointIO(AtomicCheckpointIO):
+class AsyncCheckpointIO(AtomicCheckpointIO, Background):
     """Write while training goes on: a save takes as long as a copy to the memory of the CPU, unless the one before is still being written.
 
-    Costs the memory of one copy of the checkpoint. In place of Lightning's class of this name, which lets any number of copies wait, keeps
-    them on the GPU, makes two tensors of one that is tied, and tells an error one save too late.
+    Costs the memory of one copy of the checkpoint. Of a checkpoint that is a folder the ranks write their parts at once, without a copy;
+    what is done meanwhile is syncing, hashing and the manifest, see `parallel.folder.published`. In place of Lightning's class of this
+    name, which lets any number of copies wait, keeps them on the GPU, makes two tensors of one that is tied, and tells an error one save
+    too late.
 
     Errors are those of `AtomicCheckpointIO`, raised by the next save, by `wait`, or by `teardown`.
     """
@@ -117,10 +121,15 @@ class AsyncCheckpointIO(AtomicCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Copy a checkpoint and let a thread write and publish it; arguments and errors as of `AtomicCheckpointIO`."""
         self._refuse(storage_options)
+        self.wait()  # before there is another copy
+        self.later(partial(super().save_checkpoint, snapshot(checkpoint), path))
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Let the thread do work."""
         self.wait()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = self._thread.submit(super().save_checkpoint, snapshot(checkpoint), path)
+        self._pending = self._thread.submit(work)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint when all that was saved is published."""

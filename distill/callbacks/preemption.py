@@ -11,6 +11,7 @@ from torch import distributed
 
 from distill import signals, slurm
 from distill.callbacks.checkpoint import Checkpoints
+from distill.callbacks.wandb import Tracked
 
 
 class Preemption(pl.Callback):
@@ -107,6 +108,9 @@ class Preemption(pl.Callback):
             where = f"saved {self._saved}" if self._saved else "nothing was learned since the last checkpoint"
             stopped = f"Stopped by {signal.Signals(self._asked).name} at step {trainer.global_step}; {where}."
             print(stopped, slurm.requeue() if requeued else self._go_on(), file=sys.stderr, flush=True)
+        for logger in trainer.loggers if self._asked != signal.SIGINT else []:
+            if isinstance(logger, Tracked):
+                logger.preempted()
         trainer.strategy.barrier("preemption: requeued")  # a rank that exits may take the others along, the one that requeues included
         # one rank tells the launcher; a status from another would make it kill rank 0, which may still be sending its last figures
         raise signals.Stopped(128 + self._asked if trainer.is_global_zero else 0)

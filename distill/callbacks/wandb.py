@@ -50,10 +50,10 @@ def wandb_logger(
     # what WandbLogger does for a run of its own making: optimizer steps on the x axis
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return _Logger(folder / "student" if artifact else None, project=project, save_dir=str(folder), experiment=run)
+    return Tracked(folder / "student" if artifact else None, project=project, save_dir=str(folder), experiment=run)
 
 
-class _Logger(WandbLogger):
+class Tracked(WandbLogger):
     """Lightning's logger, for which nothing that happens to wandb or its server is a reason to end training, or not to end it."""
 
     _lost = False
@@ -63,10 +63,19 @@ class _Logger(WandbLogger):
         self._artifact = artifact
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log."""
         self._attempt(super().log_metrics, metrics, step)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Log."""
         self._attempt(super().log_hyperparams, params)
+
+    def preempted(self) -> None:
+        """Let the server show a run that is stopped in mid-training, to go on later, as preempted; to be called before `finalize`.
+
+        The server takes a run that has said so and ends with a status other than 0 for preempted instead of failed.
+        """
+        self._attempt(self.experiment.mark_preempting)
 
     def finalize(self, status: str) -> None:
         """Upload the student where it is asked for, and end the run: both in bounded time, where wandb's own end is at the exit."""

@@ -1,91 +1,24 @@
 """DeepSpeed's ZeRO through Lightning, with what both leave wrong mended."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from packaging.version import Version
 from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 from pytorch_lightning.strategies import DeepSpeedStrategy
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from distill import checkpoints
-from distill.parallel import folder, universal
 from distill.parallel.config import read_config
 from distill.parallel.gradients import KeepsGradients
+from distill.parallel.zero import check_installed, cut_up, without_shm
+from distill.parallel.zero_checkpoints import ZeroCheckpoints
 from distill.types import ConfigError
 
-# The first release with two corrections of what ZeRO-1 and 2 with an offloaded optimizer lost of the gradient under accumulation:
-# https://github.com/deepspeedai/DeepSpeed/pull/7967 and https://github.com/deepspeedai/DeepSpeed/pull/7981
-FLOOR = "0.19.8"
 
-
-def check_installed() -> None:
-    """Make sure that there is a DeepSpeed that computes the right gradient.
-
-    Raises:
-        ConfigError: there is none, or an older one.
-    """
-    try:
-        found = version("deepspeed")
-    except PackageNotFoundError:
-        raise ConfigError(f"trainer.strategy needs DeepSpeed, which is not installed: pip install 'deepspeed>={FLOOR}'") from None
-    if Version(found) < Version(FLOOR):
-        raise ConfigError(
-            f"trainer.strategy needs DeepSpeed {FLOOR} or newer, found {found}, which loses gradients that are accumulated for an "
-            f"offloaded optimizer: pip install 'deepspeed>={FLOOR}'"
-        )
-
-
-def without_shm() -> None:
-    """Have DeepSpeed do without shared memory between CPU ranks: it would be compiled at the first start, which takes minutes."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def cut_up(model: nn.Module, config: Any) -> None:
-    """Leave every rank its part of each weight, one weight at a time, from where they are.
-
-    `deepspeed.initialize` alone would first move the whole model to the device, which may have no room for it.
-
-    Args:
-        model: whole and the same on every rank.
-        config: DeepSpeed's, of stage 3.
-    """
-    import deepspeed
-
-    deepspeed.zero.Init(module=model, config_dict_or_path=config)
-
-
-@contextmanager
-def _errors_after(engine: Any) -> Iterator[None]:
-    """Raise what a write of a checkpoint raises only when the engine is done: it ends with a barrier, where the other ranks wait."""
-    errors: list[Exception] = []
-    save = engine.checkpoint_engine.save
-
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return save(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            errors.append(error)
-
-    engine.checkpoint_engine.save = noting
-    try:
-        yield
-    finally:
-        engine.checkpoint_engine.save = save
-    if errors:
-        raise errors[0]
-
-
-class _Mended(DeepSpeedStrategy, KeepsGradients):
+class _Mended(ZeroCheckpoints, KeepsGradients):
     """What `DeepSpeed` and `DeepSpeedCPU` share.
 
     Lightning alone decides when the optimizer steps, so that accumulation is that of every other strategy: the engine is told where the
@@ -137,6 +70,13 @@ class _Mended(DeepSpeedStrategy, KeepsGradients):
         """
         yield
 
+    def _setup_model_and_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # Private, and the last moment before the engine moves the whole model to the device
+        assert isinstance(self.config, dict)
+        if self.zero_stage_3:
+            cut_up(model, self.config, self.root_device)
+        return super()._setup_model_and_optimizer(model, *args, **kwargs)
+
     def _initialize_deepspeed_train(self, model: nn.Module) -> None:
         super()._initialize_deepspeed_train(model)
         self.deepspeed_engine.set_gradient_accumulation_boundary(True)
@@ -172,80 +112,6 @@ class _Mended(DeepSpeedStrategy, KeepsGradients):
         """The norm of the gradient of the last step, before clipping; inf where it was not finite and the step was skipped."""
         norm = self.deepspeed_engine.get_global_grad_norm()
         return float("inf") if norm is None or not self.deepspeed_engine.was_step_applied() else float(norm)
-
-    # ---- checkpoints
-
-    @property
-    def kind(self) -> str:
-        """What a checkpoint is of, e.g. `ZeRO-2`."""
-        assert isinstance(self.config, dict)
-        return f"ZeRO-{self.config.get('zero_optimization', {}).get('stage', 0)}"
-
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Give nothing: the engine saves it."""
-        return {}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a folder beside the target, every rank its part, and publish it.
-
-        Raises:
-            TrainingError: the disk refuses on any rank.
-        """
-        if storage_options is not None:
-            raise TypeError(f"{type(self).__name__} takes no storage_options, got {storage_options!r}; leave it out")
-        frozen = self._frozen() if self.exclude_frozen_parameters else set()
-        names = [name for name in checkpoint["state_dict"] if name not in frozen]
-        rest = {k: v for k, v in checkpoint.items() if k != "optimizer_states"} | {"state_dict": folder.names_only(names)}
-        target = Path(self.broadcast(filepath))
-        parts = folder.Parts(self.kind, self.world_size, names)
-        with folder.published(self, target, parts) as here, _errors_after(self.deepspeed_engine):
-            self.deepspeed_engine.save_checkpoint(
-                str(here), client_state=rest, tag=universal.TAG, exclude_frozen_parameters=self.exclude_frozen_parameters
-            )
-
-    def _frozen(self) -> set[str]:
-        assert self.lightning_module is not None
-        return {name for name, parameter in self.lightning_module.named_parameters() if not parameter.requires_grad}
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a folder; where other ranks or another stage wrote it, convert it first.
-
-        Raises:
-            ConfigError: it is damaged, or of another student.
-        """
-        assert self.lightning_module is not None
-        path, parts = folder.opened(self, checkpoint_path)
-        wanted = self.lightning_module.state_dict().keys()
-        folder.check_names(path, parts.names, wanted, self._frozen() if self.exclude_frozen_parameters else ())
-        if self.lightning_module.trainer.state.fn != TrainerFn.FITTING:
-            return self._load_weights(path)
-        same = (parts.kind, parts.world_size) == (self.kind, self.world_size)
-        with nullcontext(path) if same else self._converted(path) as here:
-            _, client_state = self.deepspeed_engine.load_checkpoint(
-                str(here), tag=universal.TAG, load_lr_scheduler_states=False, load_module_strict=not self.exclude_frozen_parameters
-            )
-        assert client_state is not None, "verified, so it is there"
-        return client_state
-
-    @contextmanager
-    def _converted(self, path: Path) -> Iterator[Path]:
-        beside = checkpoints.beside(path.with_name(f"{path.name}.universal"))
-        with folder.together(self, f"cannot convert the checkpoint '{path}' for {self.world_size} ranks of {self.kind}", ConfigError):
-            if self.is_global_zero:
-                universal.convert(path, beside)
-        try:
-            with universal.reads_universal(self.deepspeed_engine, beside):
-                yield beside
-        finally:
-            self.barrier()
-            if self.is_global_zero:
-                universal.remove(beside)
-
-    def _load_weights(self, path: Path) -> dict[str, Any]:
-        assert self.lightning_module is not None
-        weights = universal.weights(path)
-        self.lightning_module.load_state_dict(weights, strict=False)  # the names were compared
-        return universal.client_state(path)
 
 
 class DeepSpeed(_Mended):

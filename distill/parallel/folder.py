@@ -4,8 +4,10 @@ import json
 import shutil
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import torch.distributed as dist
 from pytorch_lightning.strategies import Strategy
 
 from distill import checkpoints
-from distill.types import ConfigError, TrainingError
+from distill.types import ConfigError, DistillError, TrainingError
 
 NAME = "parts.json"
 
@@ -32,9 +34,24 @@ class Parts(NamedTuple):
     names: list[str]
 
 
+class Background(ABC):
+    """Does work while training goes on, one piece at a time; where `trainer.strategy.checkpoint_io` is one, folders are published by it."""
+
+    @abstractmethod
+    def later(self, work: Callable[[], None]) -> None:
+        """Start work in another thread, once that of before is done; raises what kept that from being done."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Return when all work is done, or raise what kept it from that, once."""
+
+
 @contextmanager
 def published(strategy: Strategy, target: Path, parts: Parts) -> Iterator[Path]:
     """Give the folder that all ranks shall write into; publish it when they have.
+
+    Publishing takes longer than writing: every byte is synced to the disk and read twice for its sha256. It is rank 0's alone, and where
+    the strategy has a `Background` it happens while training goes on; the folder has no manifest, so is no checkpoint, until its end.
 
     Args:
         strategy: of the trainer.
@@ -42,11 +59,15 @@ def published(strategy: Strategy, target: Path, parts: Parts) -> Iterator[Path]:
         parts: what it holds.
 
     Raises:
-        TrainingError: the disk refuses, on any rank; every rank raises it. What is published already stays.
+        TrainingError: the disk refuses, on any rank, now or for an earlier checkpoint that was being published; every rank raises it. What
+            is published already stays.
     """
     temporary = checkpoints.beside(target)
+    io = strategy.checkpoint_io
     with together(strategy, f"cannot save the checkpoint '{target}'", TrainingError):
         if strategy.is_global_zero:
+            if isinstance(io, Background):
+                io.wait()
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
@@ -58,7 +79,15 @@ def published(strategy: Strategy, target: Path, parts: Parts) -> Iterator[Path]:
             (temporary / NAME).write_text(json.dumps(parts._asdict()), encoding="utf-8")
     with together(strategy, f"cannot save the checkpoint '{target}'", TrainingError):
         if strategy.is_global_zero:
-            checkpoints.publish(temporary, target)
+            publish = partial(_publish, temporary, target)
+            io.later(publish) if isinstance(io, Background) else publish()
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    try:
+        checkpoints.publish(temporary, target)
+    except OSError as error:  # it may be raised much later, beside another checkpoint
+        raise TrainingError(f"cannot save the checkpoint '{target}': {error.strerror or error}") from error
 
 
 def _wait_for(folder: Path, patience_s: float = 30.0) -> None:
@@ -79,7 +108,10 @@ def opened(strategy: Strategy, path: str | Path) -> tuple[Path, Parts]:
     path = Path(strategy.broadcast(str(path)))
     if path.is_file():
         raise ConfigError(f"the checkpoint '{path}' is a file, written by one process or DDP; go on with trainer.strategy=ddp or auto")
+    io = strategy.checkpoint_io
     with together(strategy, f"cannot read the checkpoint '{path}'", ConfigError):
+        if isinstance(io, Background):
+            io.wait()
         damage = checkpoints.verify(path) if strategy.is_global_zero else None
         if damage:
             raise OSError(f"{damage}; take another one, or --ckpt_path last for the newest whole one")
@@ -121,11 +153,13 @@ def together(strategy: Strategy, what: str, error_class: Callable[[str], Excepti
     Args:
         strategy: of the trainer.
         what: the beginning of the message.
-        error_class: what to raise in place of an OSError or RuntimeError.
+        error_class: what to raise in place of an OSError, a RuntimeError, or an error for people, whose message stays as it is.
     """
     mine: Any = None
     try:
         yield
+    except DistillError as error:
+        mine = str(error)
     except (OSError, RuntimeError) as error:
         mine = f"{what}: {error.strerror or error if isinstance(error, OSError) else error}"
     everyone: list[str | None] = [mine]
@@ -134,6 +168,32 @@ def together(strategy: Strategy, what: str, error_class: Callable[[str], Excepti
         dist.all_gather_object(everyone, mine)
     if first := next((message for message in everyone if message), None):
         raise error_class(first)
+
+
+def alone(strategy: Strategy, marker: Path, work: Callable[[], None], what: str, error_class: Callable[[str], Exception]) -> None:
+    """Have rank 0 do what may take longer than a collective waits for, while the others look for a file that is gone when it is done.
+
+    Their watchdogs go on, so that they end where rank 0 dies. All ranks must call.
+
+    Args:
+        strategy: of the trainer.
+        marker: a file that there is not yet, where all ranks see it.
+        work: for rank 0.
+        what: as of `together`.
+        error_class: as of `together`.
+    """
+    with together(strategy, what, error_class):
+        if strategy.is_global_zero:
+            marker.touch()
+    with together(strategy, what, error_class):
+        if strategy.is_global_zero:
+            try:
+                work()
+            finally:
+                marker.unlink(missing_ok=True)  # in place of writing one: this a full disk allows
+        else:
+            while marker.exists():
+                time.sleep(0.2)
 
 
 def names_only(state_dict: Iterable[str]) -> dict[str, None]:

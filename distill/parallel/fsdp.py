@@ -15,6 +15,7 @@ from distill.parallel.same import check_same
 from distill.types import ConfigError
 
 KIND = "FSDP2"
+REST = "meta.pt"  # the file of Lightning's for all that is no tensor of the module or its optimizer
 
 
 class FSDP2(ModelParallelStrategy):

@@ -9,7 +9,7 @@ from pytorch_lightning.strategies import Strategy
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill.parallel.deepspeed import check_installed, cut_up, without_shm
+from distill.parallel.zero import check_installed, cut_up, without_shm
 
 # Lightning knows the engine of the student alone; this one is in no optimizer and no checkpoint
 
@@ -38,7 +38,7 @@ def sharded(model: PreTrainedModel, strategy: Strategy, keep: int = 100_000) -> 
     config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
     if model.dtype in (torch.bfloat16, torch.float16):
         config["bf16" if model.dtype == torch.bfloat16 else "fp16"] = {"enabled": True}
-    cut_up(model, config)
+    cut_up(model, config, strategy.root_device)
     args = Namespace(device_rank=getattr(strategy, "local_rank", 0))
     engine, *_ = deepspeed.initialize(args=args, config=config, model=model, model_parameters=[], dist_init_required=False)
     _begin_at(model.base_model, engine)

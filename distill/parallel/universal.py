@@ -37,7 +37,11 @@ def convert(path: Path, target: Path) -> None:
         inject_missing_state=True,
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars and a diary
-        main(options)
+        try:
+            main(options)
+        except BaseException:
+            remove(target)  # it may be what has filled the disk
+            raise
 
 
 @contextmanager

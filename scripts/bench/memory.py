@@ -8,7 +8,7 @@ allocation records, everything counted from the first parameter on (see `loss.py
 
 import argparse
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from loss import peak_bytes, row
 from torch import Tensor
 from transformers import AutoConfig
 
+from distill import objective
+from distill.balance.gradnorm import GradNorm
+from distill.balance.gram import gradients_of
 from distill.data.embedded import StdlibText
 from distill.losses.base import Term
 from distill.losses.divergence import ForwardKL
@@ -41,6 +44,8 @@ CASES: list[dict[str, Any]] = [
     {"precision": "bf16-true"},
     {"norms": True},
     {"features": True},
+    {"exact": True},
+    {"exact": True, "accumulate": 2},
     {"batch": 1, "classes": 32768},
 ]
 
@@ -54,6 +59,7 @@ def compare(
     checkpointing: bool = False,
     norms: bool = False,
     features: bool = False,
+    exact: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Estimated and measured bytes by part."""
     student = FromConfig(STUDENT, gradient_checkpointing=checkpointing)
@@ -63,7 +69,8 @@ def compare(
     data = StdlibText(vocab_size=classes, max_length=length, batch_size=batch)
     with tempfile.TemporaryDirectory() as folder:
         AutoConfig.for_model(**TEACHER, vocab_size=classes).save_pretrained(folder)
-        module = DistillModule(student, terms, OnlineTeacher(folder))
+        balancer = GradNorm(exact_every=1) if exact else None
+        module = DistillModule(student, terms, OnlineTeacher(folder), balancer)
         plan = describe(module, data, config, lambda path: (module, None), device="cpu")
     guess, found = memory(plan.job, ALONE, 1), {}
     assert plan.job.teacher is not None
@@ -75,8 +82,12 @@ def compare(
         optimizer = torch.optim.AdamW(params, lr=1e-4)
         for _ in range(2):
             optimizer.zero_grad()
+            window = None
             for _ in range(accumulate):
+                if exact:
+                    window = gradients_of(each_alone(step), list(plan.terms), ours, window)
                 step()
+            del window
             optimizer.step()
         found["parameters"] = guess.parameters, size(params)
         found["gradients"] = guess.gradients, size(p.grad for p in params if p.grad is not None)
@@ -85,6 +96,16 @@ def compare(
 
     peak = peak_bytes(run, cuda=False)
     return found | {"peak": (guess.peak, peak)}
+
+
+def each_alone(step: MicroStep) -> Callable[[str], Tensor]:
+    """What evaluates a term by itself, on one forward pass of both models, as `DistillModule.objective` does for exact norms."""
+    plan, (student, teacher) = step.described, step.models
+    with torch.no_grad():
+        target = plan.task.outputs(teacher, step.batch)
+    outputs = plan.task.outputs(student, step.batch)
+    given = (outputs, target, step.batch, plan.job.classes, plan.job.chunk)
+    return lambda name: objective.evaluate({name: plan.terms[name]}, {name: 1.0}, *given).total
 
 
 def size(tensors: Iterable[Tensor]) -> int:

@@ -15,10 +15,12 @@ import wandb
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from distill import signals
 from distill.callbacks import wandb as ours
+from distill.callbacks.preemption import Preemption
 from distill.callbacks.wandb import wandb_logger
 from tests.callbacks.tiny import Tiny, loader, trainer
-from tests.wandb_server import die, server, server_that
+from tests.wandb_server import TAKES_ARTIFACTS, die, server, server_that
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +141,19 @@ def test_a_run_that_fails_is_marked_so(tmp_path: Path) -> None:
     assert read_back(Path(logger.experiment.settings.sync_dir))["state"] == "failed"
 
 
+@pytest.mark.parametrize(("number", "preempted"), [(signal.SIGUSR1, True), (signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_a_run_that_goes_on_later_is_no_failure(number: int, preempted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server shows as preempted: `preempting` and then a status other than 0."""
+    with signals.noted(), server() as (port, received):
+        use_server(monkeypatch, port)
+        logger: Any = wandb_logger("p", tmp_path, {})
+        made = trainer(Preemption(tmp_path), logger=logger, max_steps=3)
+        with pytest.raises(signals.Stopped):
+            made.fit(Tiny(on_train=lambda: os.kill(os.getpid(), number)), loader())
+    assert any('"preempting":true' in body for body in received) == preempted
+    assert any('"complete":true,"exitcode":1' in body for body in received)
+
+
 def test_the_id_belongs_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, again, other = (wandb_logger("p", tmp_path / name, {}) for name in "aab")
     assert first.version == again.version != other.version
@@ -183,6 +198,18 @@ def test_the_student_is_an_artifact_offline_if_asked_for(tmp_path: Path, monkeyp
 
 def files_of(record: dict[str, Any]) -> list[str]:
     return [entry["path"] for entry in record["artifact"]["manifest"]["contents"]]
+
+
+def test_the_student_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with server(answers=TAKES_ARTIFACTS) as (port, received):
+        use_server(monkeypatch, port)
+        logger: Any = wandb_logger("p", student(tmp_path), {}, artifact=True)
+        logger.finalize("success")
+    asked = [name for body in received for name in ("CreateArtifact ", "CommitArtifact ") if name in body]
+    assert asked == ["CreateArtifact ", "CommitArtifact "]
+    assert "PUT /model.safetensors weights" in received
+    assert any(body.startswith("PUT /manifest ") and "model.safetensors" in body for body in received)
+    assert not re.search("^WANDB", capsys.readouterr().err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("kind", "cause"), [("refuses", "the time is up"), ("answers", "Failed to verify credentials")])

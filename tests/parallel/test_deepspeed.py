@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from distill.module import DistillModule
-from distill.parallel import deepspeed as strategies
-from distill.parallel.deepspeed import DeepSpeed, DeepSpeedCPU, check_installed
+from distill.parallel import zero as room
+from distill.parallel.deepspeed import DeepSpeed, DeepSpeedCPU
 from distill.parallel.weights import whole_state_dict
+from distill.parallel.zero import check_installed, without_shm
 from distill.students.load import Pretrained
 from distill.types import ConfigError
 from tests import pair
@@ -33,13 +34,13 @@ def test_no_deepspeed_or_an_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError
 
-    monkeypatch.setattr(strategies, "version", missing)
+    monkeypatch.setattr(room, "version", missing)
     with pytest.raises(ConfigError, match=r"not installed: pip install 'deepspeed>=0.19.8'"):
         DeepSpeedCPU()
-    monkeypatch.setattr(strategies, "version", lambda name: "0.19.7")
+    monkeypatch.setattr(room, "version", lambda name: "0.19.7")
     with pytest.raises(ConfigError, match=r"needs DeepSpeed 0.19.8 or newer, found 0.19.7"):
         check_installed()
-    monkeypatch.setattr(strategies, "version", lambda name: "0.20.0")
+    monkeypatch.setattr(room, "version", lambda name: "0.20.0")
     check_installed()
 
 
@@ -72,6 +73,8 @@ class Start(pair.pl.Callback):
 
 
 class Started(NamedTuple):
+    on_the_device: int
+    largest: int
     weights: dict[str, torch.Tensor]
     built: dict[str, torch.Tensor]
     tied: bool
@@ -88,18 +91,42 @@ def started(folder: Path, pretrained: bool) -> Started:
     strategy = runs.strategy("ZeRO-3")
     strategy._timeout = timedelta(seconds=77)
     pair.pl.seed_everything(1, verbose=False)
+    on_the_device = watched()
     trainer = pair.trainer(strategy=strategy, devices=2, max_steps=1, callbacks=[start])
     trainer.fit(module, datamodule=pair.data(folder, batch_size=2, seed=1))
     waits = {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in c10d._world.pg_map}
     torch.manual_seed(1)
     built = module.recipe_of_student.build(module.task, module.expected, module.data.tokenizer, torch.float32)
-    return Started(start.weights, built.state_dict(), start.tied, start.left, waits)
+    largest = max(p.numel() for p in built.parameters())
+    return Started(max(on_the_device), largest, start.weights, built.state_dict(), start.tied, start.left, waits)
+
+
+def watched() -> list[int]:
+    """Weights that are whole on the device: whenever DeepSpeed is about to cut one up, and when its engine moves the model there."""
+    import deepspeed
+
+    found: list[int] = []
+    moved: list[Any] = []
+    cut, initialize = deepspeed.zero.Init._zero_init_param, deepspeed.initialize
+
+    def about_to_cut(self: Any, parameter: Any) -> None:
+        moved.append(parameter)
+        found.append(sum(each.numel() for each in moved))
+        cut(self, parameter)
+
+    def about_to_move(*args: Any, model: Any, **kwargs: Any) -> Any:
+        found.append(sum(each.numel() for each in model.parameters()))
+        return initialize(*args, model=model, **kwargs)
+
+    deepspeed.zero.Init._zero_init_param, deepspeed.initialize = about_to_cut, about_to_move
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_zero_3_starts_from_the_weights_that_were_built_and_waits_as_long_as_it_was_told(pretrained: bool, folder: Path) -> None:
     one, two = run_ranks(started, 2, folder, pretrained)
+    assert one.on_the_device <= max(one.largest, 24 * 16), "one weight at a time; the largest may be a projector's"
     assert runs.same(one.weights, one.built)
     assert runs.same(one.weights, two.built)
     assert one.tied
@@ -115,7 +142,7 @@ def stepped(stage: int, offload: bool, steps: int, managed: bool) -> list[torch.
     """Two optimizer steps of two micro-batches, with DeepSpeed's own engine; the window's end told by us or counted by it."""
     import deepspeed
 
-    strategies.without_shm()
+    without_shm()
     deepspeed.init_distributed("gloo", verbose=False)
     rank = deepspeed.comm.get_rank()
     torch.manual_seed(0)

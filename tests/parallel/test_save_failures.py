@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.callbacks.checkpoint import Checkpoints
-from distill.callbacks.checkpoint_io import AsyncCheckpointIO
-from distill.types import ConfigError, TrainingError
+from distill.types import TrainingError
 from tests import pair
 from tests.ranks import run_ranks
 
@@ -41,23 +39,3 @@ def test_a_write_that_fails_on_one_rank_ends_on_all(tmp_path: Path, strategy: st
         assert line.startswith(f"cannot save the checkpoint '{tmp_path / 'step-00000001.ckpt'}': ")
         assert "No space left on device" in line
     assert not (tmp_path / "step-00000001.ckpt").exists()
-
-
-def _save_async(folder: str, strategy: str) -> str:
-    path = Path(folder)
-    trainer = pair.trainer(
-        max_steps=1,
-        devices=1,
-        strategy=strategy,
-        enable_checkpointing=True,
-        callbacks=[Checkpoints(path / "checkpoints")],
-        plugins=[AsyncCheckpointIO()],
-    )
-    with pytest.raises(ConfigError) as error:
-        trainer.fit(pair.module(path), pair.data(path, batch_size=2))
-    return str(error.value)
-
-
-def test_saving_folders_meanwhile_is_refused(tmp_path: Path) -> None:
-    pair.data(tmp_path)
-    assert "save_async writes checkpoints that are one file" in run_ranks(_save_async, 1, str(tmp_path), "zero2")[0]

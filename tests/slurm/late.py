@@ -14,7 +14,7 @@ class Late(pl.Callback):
     """In a job's first run, hold a rank in the midst of a step until a signal has come, and `seconds` more.
 
     Args:
-        folder: where `ready-JOB` says that the rank is held, and `stopped-JOB-RANK` at which step the rank stopped.
+        folder: where `ready-JOB` says that the rank is held, by its process id, and `stopped-JOB-RANK` at which step the rank stopped.
         rank: which is held.
         step: in which.
         seconds: for how long after the signal.
@@ -26,7 +26,7 @@ class Late(pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Any) -> None:
         if self.first and trainer.global_step == self.step and trainer.global_rank == self.rank:
-            (self.folder / f"ready-{self.job}").touch()
+            (self.folder / f"ready-{self.job}").write_text(str(os.getpid()))
             end = time.monotonic() + 300
             while not signals.received() and time.monotonic() < end:
                 time.sleep(0.01)

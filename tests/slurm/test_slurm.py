@@ -1,6 +1,8 @@
 """Jobs of a real Slurm, from the shipped templates: stopped by signals, preempted, cancelled, and gone on with."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,8 +135,35 @@ def sweep(place: Place) -> None:
     assert place.steps("the second") == list(range(STEPS))
 
 
+def stopped(place: Place) -> None:
+    """Two tasks, of which one is stopped from outside: the other notices, and srun ends both."""
+    options = [f"--output={place.folder}/%j.out", "--ntasks-per-node=2", "--gpus-per-node=2", "--exclude=n3"]
+    config = place.write("stopped", {"rank": 1, "seconds": 0})
+    job = sbatch(*options, TEMPLATES / "one_node.sbatch", "--config", config, *ON_CPU, "--watchdog_s=15")
+    place.wait_until_held(job)
+    wait("its process id", lambda: bool((place.folder / f"ready-{job}").read_text()))
+    os.kill(int((place.folder / f"ready-{job}").read_text()), signal.SIGSTOP)
+    start = time.monotonic()
+    ended = wait_for_end(job)
+    assert time.monotonic() - start < 60
+    assert ended["JobState"] == "FAILED", "and not waited for until its time is up"
+    said = "has said nothing for 15 s: it is stopped, swapping, or cut off from the network. The job ends; with --ckpt_path last it goes on"
+    assert place.output(job).count(f"error: rank 1 on {ended['NodeList']} {said}") == 1, place.output(job)
+
+
+def mismatched(place: Place) -> None:
+    """Two tasks, and a trainer that is told of one device: each would train alone."""
+    options = [f"--output={place.folder}/%j.out", "--ntasks-per-node=2", "--gpus-per-node=2", "--exclude=n3"]
+    config = place.write("mismatched", None)
+    job = sbatch(*options, TEMPLATES / "one_node.sbatch", "--config", config, *ON_CPU, "--trainer.devices=1")
+    ended = wait_for_end(job)
+    assert ended["JobState"] == "FAILED", place.output(job)  # with 2, or what srun says of the task that it ends for the other's failure
+    assert "error: trainer.devices is 1, but Slurm has started 2 tasks on each node; set trainer.devices=2" in place.output(job)
+    assert not (place.folder / "runs" / f"mismatched-{job}").exists()
+
+
 ON_CPU = ["--trainer.accelerator=cpu"]
-SCENARIOS = [skewed, preempted, cancelled, sweep]
+SCENARIOS = [skewed, preempted, cancelled, sweep, stopped, mismatched]
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ distill: train a small student from a frozen teacher. One YAML, one command.
   python train.py plan --config kd_llama.yaml --nodes 1 --gpus 8    memory, communication and hours before it runs
   python train.py consolidate --config runs/NAME/config.yaml --ckpt_path last   a checkpoint's student, for transformers
   python train.py submit --config kd_llama.yaml --nodes 2 --gpus 8 --time 4:00:00   as a Slurm job; see --dry-run
-  python train.py export --config runs/NAME/config.yaml --format openvino onnx     what is deployed, loaded again and compared
+  python train.py export --config runs/NAME/config.yaml --format openvino    loaded again and compared with the student
   python train.py cost   --config runs/NAME/config.yaml  size, latency, throughput, memory, energy, side by side
-  python train.py shrink --config kd_llama_minitron.yaml --out FOLDER              cut a student out of a model, without training
+  python train.py shrink --config kd_llama_minitron.yaml --out FOLDER        cut a student out of a model, no training
   python train.py consolidate --config runs/NAME/config.yaml --ckpt_path last      the student of a checkpoint
   python train.py serve  --config kd_llama.yaml          the teacher, for students in other processes
   python train.py fit --help                             every key there is

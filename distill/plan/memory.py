@@ -179,11 +179,12 @@ def teacher_weights(job: Job, ranks: int) -> int:
     return e * (-(-shape.parameters // ranks) + 2 * shape.layer + rest)
 
 
-def _exact(job: Job, strategy: Strategy) -> int:
-    # where parameters are in shards it is refused
-    if not job.exact or strategy.fsdp or strategy.zero == 3:
-        return 0
-    return (job.exact + (job.accumulate > 1)) * job.weight * job.student.trainable
+def _exact(job: Job, strategy: Strategy) -> tuple[int, int]:
+    """The most while they are measured, and what is kept of them until the step."""
+    if not job.exact or strategy.fsdp or strategy.zero == 3:  # where parameters are in shards it is refused
+        return 0, 0
+    one = job.weight * job.student.trainable
+    return (job.exact + (job.accumulate > 1)) * one, job.exact * one
 
 
 def memory(job: Job, strategy: Strategy, ranks: int) -> Memory:
@@ -192,6 +193,7 @@ def memory(job: Job, strategy: Strategy, ranks: int) -> Memory:
     - the objective: activations and the teacher's outputs are there, and the workspace of a chunk;
     - the losses on activations: theirs in the place of the workspace;
     - the measurement of exact gradients: one of the student per term, and one more where they are added to earlier micro-batches';
+      they stay until the step;
     - the start of the backward pass: the gradients of what those losses compared, and a layer's own temporaries;
     - the end of the backward pass: all gradients (and a tied embedding's second one), no activations;
     - the step: all gradients and the optimizer's temporaries.
@@ -209,14 +211,15 @@ def memory(job: Job, strategy: Strategy, ranks: int) -> Memory:
     waiting = held.gradients if job.accumulate > 1 else 0
     forward = base + waiting + held.running
     twice = job.weight * job.student.embedding if job.student.tied else 0
+    measuring, measured = _exact(job, strategy)
     moments = {
         "teacher": forward + acts + stays + on_the_way,
-        "objective": forward + acts + stays + work + head + chunk_head,
-        "features": forward + acts + stays + compared + head,
-        "exact gradients": forward + acts + stays + passing + _exact(job, strategy),
-        "backward": forward + acts + compared // 2 + passing + head + held.reducing,
-        "end of backward": base + held.gradients + held.running + held.reducing + passing + twice,
-        "step": base + held.gradients + held.stepping,
+        "objective": forward + acts + stays + work + head + chunk_head + measured,
+        "features": forward + acts + stays + compared + head + measured,
+        "exact gradients": forward + acts + stays + passing + measuring,
+        "backward": forward + acts + compared // 2 + passing + head + held.reducing + measured,
+        "end of backward": base + held.gradients + held.running + held.reducing + passing + twice + measured,
+        "step": base + held.gradients + held.stepping + measured,
     }
     moment = max(moments, key=lambda name: moments[name])
     return Memory(

@@ -1,0 +1,170 @@
+"""The way of every export: written beside its place, loaded again, compared with the student, and only then put there."""
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from distill.export.base import ExportError, Format, Source
+from distill.export.compare import Gap, compare
+from distill.export.served import logits_of
+from distill.report import tables
+from distill.report.files import write_folder
+from distill.types import ConfigError
+
+ROOM = 1 << 16  # bytes that are free on a disk that is not full
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One export that was made.
+
+    Attributes:
+        name: format and precision.
+        folder: where it is; None for what was not written.
+        bytes: of its files, the tokenizer's not counted.
+        ratio: to the student's parameters in float32.
+        gap: to the student.
+    """
+
+    name: str
+    folder: Path | None
+    bytes: int | None
+    ratio: float | None
+    gap: Gap
+
+
+def all_formats() -> dict[str, type[Format]]:
+    """The formats there are, by name."""
+    return {found.name: found for found in Format.__subclasses__()}
+
+
+def parse(wanted: Sequence[str], precision: str | None) -> list[Format]:
+    """Make formats of what a person writes: `onnx`, or `onnx:int8` for a precision of its own.
+
+    Args:
+        wanted: names.
+        precision: of those without their own; None for each format's first.
+
+    Raises:
+        ConfigError: no such format or precision, or one twice.
+    """
+    known, made = all_formats(), []
+    for each in wanted:
+        name, _, own = each.partition(":")
+        if name not in known:
+            raise ConfigError(f"format: there is no '{name}'; there are {', '.join(sorted(known))}")
+        made.append(known[name](own or precision))
+    if len({_title(each) for each in made}) < len(made) or not made:
+        raise ConfigError(f"format: each once, and at least one; got {list(wanted)}")
+    return made
+
+
+def export(
+    source: Source, formats: Sequence[Format], out: Path, student: PreTrainedModel | None = None, tolerance: float | None = None
+) -> list[Exported]:
+    """Write a student in several formats, each to `OUT/FORMAT-PRECISION`, and print what became of it.
+
+    Args:
+        source: what is exported.
+        formats: made by `parse`.
+        out: the folder of all exports.
+        student: what the table compares with, where `source` is not the student itself but was quantised after training.
+        tolerance: the largest mean KL to `source` in nats; None for each format's own.
+
+    Raises:
+        ConfigError: a format cannot store this student; nothing was written.
+        ExportError: an export is not what the student is, or there is no room for it; what was there before is untouched.
+    """
+    for each in formats:
+        each.check(source)
+    done: list[Exported] = []
+    if student is not None:
+        gap = compare(partial(logits_of, student), partial(logits_of, source.model), source.calibration())
+        done.append(Exported("quantised, not exported", None, None, None, gap))
+    try:
+        for each in formats:
+            done.append(_one(source, each, out / _title(each), student or source.model, tolerance))
+    finally:
+        if done:
+            tables.show(table(done))
+    return done
+
+
+def _one(source: Source, made: Format, target: Path, student: PreTrainedModel, tolerance: float | None) -> Exported:
+    allowed = made.tolerance if tolerance is None else tolerance
+    size, gap = 0, None
+
+    def fill(folder: Path) -> None:
+        nonlocal size, gap
+        made.write(source, folder)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        run = made.load(folder, source.task)
+        gap = compare(partial(logits_of, source.model), run, source.calibration())
+        if not gap.within(allowed):
+            raise ExportError(_refusal(made, gap, allowed))
+        if student is not source.model:
+            gap = compare(partial(logits_of, student), run, source.calibration())
+        source.tokenizer.save_pretrained(folder)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_folder(target, fill)
+    except BaseException as error:
+        full = _full(error, target.parent)
+        shutil.rmtree(target.with_name(f".{target.name}.tmp"), ignore_errors=True)  # where `write_folder` lets it be filled
+        if isinstance(error, ExportError | ConfigError):
+            raise type(error)(f"{error}{_kept(target)}") from error
+        if full:
+            raise ExportError(
+                f"{_title(made)}: cannot write to {target.parent}: {full}; make room and export again{_kept(target)}"
+            ) from error
+        raise
+    assert gap is not None
+    fp32 = 4 * sum(parameter.numel() for parameter in student.parameters())
+    return Exported(_title(made), target, size, size / fp32, gap)
+
+
+def _full(error: BaseException, folder: Path) -> str | None:
+    """What keeps a file from being written: libraries of C++ give errors of their own, or none until the file is read."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return error.strerror
+    return os.strerror(errno.ENOSPC) if isinstance(error, Exception) and shutil.disk_usage(folder).free < ROOM else None
+
+
+def _kept(target: Path) -> str:
+    return f" (the export that was in {target} before is untouched)" if target.exists() else ""
+
+
+def _refusal(made: Format, gap: Gap, allowed: float) -> str:
+    limit = "the same bits" if allowed == 0 else f"at most {allowed:g} nats"
+    return (
+        f"{_title(made)}: what was written and loaded again is not the student: mean KL {gap.kl:.3g} nats, largest difference of a logit "
+        f"{gap.largest:.3g}, the same top-1 in {gap.agreement:.1%}; allowed is {limit}. Take a finer precision, more calibration rows "
+        "(--rows), or, if that is good enough, a higher --tolerance"
+    )
+
+
+def _title(made: Format) -> str:
+    return f"{made.name}-{made.precision}"
+
+
+def table(done: Sequence[Exported]) -> Table:
+    """One row an export: size, and how far it is from the student."""
+    shown = Table(title="Exports, loaded again and compared with the student", title_justify="left", box=box.SIMPLE_HEAD)
+    shown.add_column("", no_wrap=True)
+    for head in ("bytes", "of fp32", "KL, nats", "same top-1", "largest gap"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    for each in done:
+        size = "" if each.bytes is None else f"{each.bytes:,}"
+        ratio = "" if each.ratio is None else f"{each.ratio:.3f}"
+        largest = "none" if each.gap.exact else f"{each.gap.largest:.2g}"
+        shown.add_row(each.name, size, ratio, f"{each.gap.kl:.2e}", f"{each.gap.agreement:.1%}", largest)
+    return shown

@@ -1,0 +1,83 @@
+"""Weights as torchao's integers, in safetensors that transformers loads."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from distill.compress.integers import to_torchao
+from distill.compress.select import linears
+from distill.export.base import Format, Run, Source, need
+from distill.export.served import logits_of
+from distill.tasks import Task
+from distill.types import ConfigError
+
+GROUP = 32
+BITS = {"int8": 8, "int8-dynamic": 8, "int4": 4}
+
+
+class TorchAO(Format):
+    """Linear layers but the head as integers: `int8` and `int4` weights, or `int8-dynamic` with int8 inputs too.
+
+    What training quantised keeps its integers and scales. Of `int4` each weight takes a byte all the same, which is all that torchao
+    0.18 can both run on a CPU and write as safetensors: `packed:int4` gets the other half back on the disk.
+    """
+
+    name = "torchao"
+    precisions: ClassVar[Mapping[str, float]] = {"int8": 0.05, "int8-dynamic": 0.1, "int4": 0.5}
+
+    def check(self, source: Source) -> None:
+        """Look for torchao, and for layers."""
+        need("torchao", self.name)
+        layers = linears(source.model, None, None, f"format: {self.name}")
+        if self.precision == "int4" and not source.learned(4):
+            for name, layer in layers.items():
+                if layer.in_features % GROUP:
+                    raise ConfigError(
+                        f"format: {self.name} int4 has groups of {GROUP} weights, and '{name}' has {layer.in_features} inputs; take int8"
+                    )
+
+    def write(self, source: Source, folder: Path) -> None:
+        """Quantise a copy, and save it."""
+        model: Any = copy.deepcopy(source.model)
+        base = self._base()
+        if source.grids and source.learned(BITS[self.precision]).keys() == source.grids.keys():
+            to_torchao(model)
+        else:
+            from torchao.quantization import quantize_
+
+            chosen = set(map(id, linears(model, None, None, f"format: {self.name}").values()))
+            quantize_(model, base, filter_fn=lambda module, _: id(module) in chosen)
+        _declare(model, base)
+        model.save_pretrained(folder)
+
+    def load(self, folder: Path, task: Task) -> Run:
+        """Load with transformers."""
+        model = task.load(str(folder), "export", dtype="auto").eval()
+        return lambda batch: logits_of(model, batch)
+
+    def _base(self) -> Any:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+
+        made: dict[str, Any] = {
+            "int8": lambda: Int8WeightOnlyConfig(version=2),
+            "int8-dynamic": Int8DynamicActivationInt8WeightConfig,
+            "int4": lambda: IntxWeightOnlyConfig(getattr(torch, f"int{BITS['int4']}"), PerGroup(GROUP)),
+        }
+        return made[self.precision]()
+
+
+def _declare(model: Any, base: Any) -> None:
+    """Say in the config how the weights are stored; what `from_pretrained(quantization_config=…)` would have left on the model."""
+    from transformers import TorchAoConfig
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantised = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and type(module.weight.data) is not torch.Tensor
+    ]
+    others = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in quantised]
+    model.config.quantization_config = TorchAoConfig(base, modules_to_not_convert=others or None)
+    model.hf_quantizer = AutoHfQuantizer.from_config(model.config.quantization_config, pre_quantized=True)

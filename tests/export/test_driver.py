@@ -1,0 +1,185 @@
+"""Every export is loaded again and compared before it takes its place; whatever goes wrong, what was there stays."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from distill.compress.ptq import ptq
+from distill.export import driver
+from distill.export.base import ExportError, Format, Run, Source, need
+from distill.export.compare import compare
+from distill.export.driver import export, parse
+from distill.export.served import inputs_of, logits_of
+from distill.tasks import Task
+from distill.types import ConfigError
+from tests.disk import disk
+from tests.export.sources import VOCAB, batches, bert, byte_bpe, llama, source
+
+
+def test_plain_exports_are_the_student_to_the_bit_and_load_with_stock_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = llama()
+    done = export(source(model), parse(["hf", "hf:bf16", "packed"], None), tmp_path)
+    assert [each.name for each in done] == ["hf-fp32", "hf-bf16", "packed-fp32"]
+    assert [each.gap.exact for each in done] == [True, False, True]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf-fp32")
+    ids = torch.arange(12).view(2, 6)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf-bf16", dtype="auto").dtype == torch.bfloat16
+    assert (tmp_path / "hf-fp32" / "tokenizer.json").exists()
+    parameters = sum(p.numel() for p in model.parameters())
+    for each, width in zip(done, (4, 2, None), strict=True):
+        weights = next(each.folder.glob("*.safetensors*")).stat().st_size  # type: ignore[union-attr]
+        assert weights < (each.bytes or 0) < weights + 2500, "with the configuration, without the tokenizer"
+        assert each.ratio == pytest.approx((each.bytes or 0) / (4 * parameters))
+        assert width is None or width * parameters < weights < width * parameters * 1.1
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in ("hf-bf16", "packed-fp32", f"{done[2].bytes:,}", "order-0 entropy of the planes: 0.8"))
+
+
+class Wrong(Format):
+    """Plain weights, but what loads them multiplies the logits."""
+
+    name = "wrong"
+    precisions: ClassVar[Mapping[str, float]] = {"any": 1e-6, "exact": 0.0}
+    factor = 1.5
+
+    def write(self, source: Source, folder: Path) -> None:
+        (folder / "new").write_text("new")
+
+    def load(self, folder: Path, task: Task) -> Run:
+        model = llama()
+        return lambda batch: self.factor * logits_of(model, batch)
+
+
+@pytest.mark.parametrize(("precision", "factor"), [("any", 1.5), ("any", math.nan), ("exact", 1 + 1e-6)])
+def test_an_export_that_is_not_the_student_is_refused_and_the_one_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, factor: float
+) -> None:
+    (tmp_path / f"wrong-{precision}").mkdir()
+    (tmp_path / f"wrong-{precision}" / "old").write_text("old")
+    monkeypatch.setattr(Wrong, "factor", factor)
+    with pytest.raises(ExportError, match=r"is not the student: mean KL .* was in .* before is untouched"):
+        export(source(llama()), [Wrong(precision)], tmp_path)
+    assert [file.name for file in tmp_path.rglob("*")] == [f"wrong-{precision}", "old"]
+
+
+def test_a_tolerance_lets_it_pass_and_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "wrong-any").mkdir()
+    (tmp_path / "wrong-any" / "old").write_text("old")
+    export(source(llama()), [Wrong()], tmp_path, tolerance=10.0)
+    names = {file.name for file in (tmp_path / "wrong-any").iterdir()}
+    assert "new" in names
+    assert "old" not in names
+
+
+def test_a_refusal_says_what_was_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError, match="wrong-any"):
+        export(source(llama()), [*parse(["hf"], None), Wrong()], tmp_path)
+    assert "hf-fp32" in capsys.readouterr().out
+    assert [folder.name for folder in tmp_path.iterdir()] == ["hf-fp32"]
+
+
+@pytest.mark.parametrize("name", ["hf", "packed", "gguf:f16", "torchao:int8"])
+def test_a_full_disk_leaves_the_export_that_was_there(tmp_path: Path, name: str) -> None:
+    for package in ({"packed": "zstandard", "gguf:f16": "gguf"}.get(name, "torchao"),):
+        pytest.importorskip(package, reason="the format needs it")
+    wanted, ready = parse([name], None), source(llama())
+    with disk(tmp_path / "small", "512k") as folder:
+        done = export(ready, wanted, folder)
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        (folder / "more").write_bytes(bytes(512 * 1024 - sum(map(len, before.values())) - 60_000))
+        with pytest.raises(ExportError, match=r"cannot write to .*No space left on device; make room .*is untouched"):
+            export(ready, wanted, folder)
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "more"} == before
+        assert not list(folder.glob(".*")), "what was begun is gone"
+        assert done[0].folder is not None
+        assert compare(partial(logits_of, ready.model), wanted[0].load(done[0].folder, ready.task), batches()).kl < 0.05
+
+
+def test_nothing_is_written_where_a_format_cannot_store_the_student(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gguf is for language models of type llama, and this is a BertForSequenceClassification"):
+        export(source(bert()), parse(["hf", "gguf"], None), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_after_ptq_the_table_compares_with_the_student_and_the_check_with_what_was_quantised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = bert()
+    quantised = ptq(model, "int2")
+    done = export(source(quantised), parse(["hf"], None), tmp_path, student=model)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf-fp32").eval()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), quantised.parameters(), strict=True))
+    assert [each.name for each in done] == ["quantised, not exported", "hf-fp32"]
+    assert done[0].gap == done[1].gap
+    assert not done[1].gap.exact
+    assert "quantised, not exported" in capsys.readouterr().out
+
+
+def test_the_gap_is_what_is_computed_by_hand() -> None:
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
+    batch = {"input_ids": torch.zeros(2, 1, dtype=torch.long)}
+    first, second = (lambda given, values=values: values[: len(given["input_ids"])].log() for values in (p, q))
+    found = compare(first, second, [batch])
+    row = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert found.kl == pytest.approx(2 * row / 3, rel=1e-6)  # the first row comes again, as the half
+    assert found.largest == pytest.approx(math.log(2), rel=1e-6)
+    assert found.agreement == pytest.approx(1 / 3)
+
+
+def test_padding_does_not_count_and_another_length_does() -> None:
+    model = llama()
+    run = partial(logits_of, model)
+
+    def padding_differs(batch: Any) -> torch.Tensor:
+        return torch.where(inputs_of(batch)["attention_mask"].bool()[..., None], run(batch), 7.0)
+
+    def lengths_are_fixed(batch: Any) -> torch.Tensor:
+        return run(batch) if batch["input_ids"].shape == (3, 7) else 0 * run(batch)
+
+    assert compare(run, padding_differs, batches()).exact
+    first = [next(iter(batches()))]
+    assert not compare(run, lengths_are_fixed, first).exact
+
+
+def test_a_class_that_is_impossible_on_both_sides_counts_nothing() -> None:
+    logits = torch.tensor([[0.0, 1.0, -math.inf]])
+    batch = {"input_ids": torch.zeros(1, 1, dtype=torch.long)}
+    assert compare(lambda _: logits, lambda _: logits, [batch]).kl == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "precision", "said"),
+    [
+        (["onyx"], None, "there is no 'onyx'; there are"),
+        (["hf:fp8"], None, "hf has no 'fp8'; it has fp32, bf16"),
+        (["hf", "hf:fp32"], None, "each once"),
+        ([], None, "at least one"),
+        (["hf"], "int3", "hf has no 'int3'"),
+    ],
+)
+def test_a_wrong_name_is_one_line(wanted: list[str], precision: str | None, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(wanted, precision)
+
+
+def test_all_formats_are_found() -> None:
+    assert {"hf", "packed", "torchao", "onnx", "openvino", "gguf"} <= set(driver.all_formats())
+    assert [f"{each.name}-{each.precision}" for each in parse(["hf", "hf:fp32"], "bf16")] == ["hf-bf16", "hf-fp32"]
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"onnx needs the package notthere, .* pip install 'distill\[export\]'"):
+        need("notthere.more", "onnx")
+
+
+def test_the_vocabulary_of_these_tests_has_room(tmp_path: Path) -> None:
+    assert len(byte_bpe()) <= VOCAB

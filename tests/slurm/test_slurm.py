@@ -162,8 +162,20 @@ def mismatched(place: Place) -> None:
     assert not (place.folder / "runs" / f"mismatched-{job}").exists()
 
 
+def apart(place: Place) -> None:
+    """Two nodes: the teacher is served on the first, and the student trains on the second."""
+    options = [f"--output={place.folder}/%j.out", "--ntasks-per-node=1", "--gpus-per-node=1", "--exclude=n3"]
+    job = sbatch(*options, TEMPLATES / "teacher_apart.sbatch", "--config", place.write("apart", None), *ON_CPU, TEACHER_PORT="18100")
+    ended = wait_for_end(job)
+    assert ended["JobState"] == "COMPLETED", place.output(job)
+    assert "http://n1:18100" in place.output(job)
+    assert place.steps(f"apart-{job}") == list(range(STEPS))
+    report = json.loads((place.folder / "runs" / f"apart-{job}" / "report.json").read_text())
+    assert report["models"]["teacher"]["parameters"] > report["models"]["student distilled"]["parameters"]
+
+
 ON_CPU = ["--trainer.accelerator=cpu"]
-SCENARIOS = [skewed, preempted, cancelled, sweep, stopped, mismatched]
+SCENARIOS = [skewed, preempted, cancelled, sweep, stopped, mismatched, apart]
 
 
 @pytest.fixture(scope="module")

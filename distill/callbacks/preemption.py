@@ -107,7 +107,8 @@ class Preemption(pl.Callback):
         if trainer.is_global_zero:
             where = f"saved {self._saved}" if self._saved else "nothing was learned since the last checkpoint"
             stopped = f"Stopped by {signal.Signals(self._asked).name} at step {trainer.global_step}; {where}."
-            print(stopped, slurm.requeue() if requeued else self._go_on(), file=sys.stderr, flush=True)
+            # in one piece: Slurm writes into the same file
+            print(f"{stopped} {slurm.requeue() if requeued else self._go_on()}", file=sys.stderr, flush=True)
         for logger in trainer.loggers if self._asked != signal.SIGINT else []:
             if isinstance(logger, Tracked):
                 logger.preempted()

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.report.energy import Energy, metered
@@ -47,7 +48,8 @@ class Cost:
         latency_ms: median time of one sample by the clock; `latency_p95_ms` the 95th percentile.
         cpu_ms: processor time of one sample, all cores.
         throughput: samples a second at the large batch.
-        peak_bytes: most memory of the process above what it held before the large batch, sampled; of a GPU counted exactly.
+        peak_bytes: most memory of the process above what it held before the large batch, sampled; of a GPU counted exactly. The largest of
+            all rounds, the first one included: runtimes with an arena take theirs there, and keep it.
         joules: energy of 1,000 single samples.
         energy_source: where that figure comes from.
     """
@@ -86,17 +88,18 @@ def measure(candidates: Mapping[str, Candidate], one: Batch, many: Batch, rounds
         raise ValueError(f"at least 2 rounds and one sample are wanted, got {rounds} rounds and {len(one['input_ids'])} samples")
     single: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     large: dict[str, list[float]] = {name: [] for name in candidates}
+    on_gpu = one["input_ids"].is_cuda
     peaks, energies = dict.fromkeys(candidates, 0), {name: [Energy()] for name in candidates}
     for number in range(warm_up + rounds):
         for name, candidate in candidates.items():
-            with metered() as energy:
-                alone = _timed(candidate.run, one)
-            together, peak = _with_peak(candidate.run, many)
+            together, peak = _with_peak(candidate.run, many, on_gpu)
+            peaks[name] = max(peaks[name], peak)
+            with metered(on_gpu) as energy:
+                alone = _timed(candidate.run, one, on_gpu)
             if number >= warm_up:
                 single[name].append(alone)
                 large[name].append(together)
                 energies[name].append(energy)
-                peaks[name] = max(peaks[name], peak)
     size = len(many["input_ids"])
     return {
         name: _cost(candidate, one, single[name], size / median(large[name]), peaks[name], energies[name][1:])
@@ -123,7 +126,8 @@ def _cost(c: Candidate, one: Batch, times: Sequence[tuple[float, float]], throug
 
 def flops(run: Run, batch: Batch) -> int:
     """Count the floating-point operations of a forward pass, as torch does."""
-    with FlopCounterMode(display=False) as counter:
+    # torch counts no fused attention of a CPU: there it is taken apart
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(batch)
     return int(counter.get_total_flops())
 
@@ -135,20 +139,20 @@ def bytes_of(files: Path) -> int:
     return sum(f.stat().st_size for f in files.rglob("*") if f.is_file() and f.suffix not in (".json", ".txt", ".model", ".jinja", ".md"))
 
 
-def _timed(run: Run, batch: Batch) -> tuple[float, float]:
+def _timed(run: Run, batch: Batch, on_gpu: bool) -> tuple[float, float]:
     wall, busy = time.perf_counter(), time.process_time()
     run(batch)
-    if torch.cuda.is_available():
+    if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - busy
 
 
-def _with_peak(run: Run, batch: Batch) -> tuple[float, int]:
+def _with_peak(run: Run, batch: Batch, on_gpu: bool) -> tuple[float, int]:
     """Seconds of a run, and the most memory it took above what was there."""
-    if torch.cuda.is_available():
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        seconds, _ = _timed(run, batch)
+        seconds, _ = _timed(run, batch, on_gpu)
         return seconds, torch.cuda.max_memory_allocated() - before
     process, done, most = psutil.Process(), threading.Event(), [0]
     before = process.memory_info().rss
@@ -160,7 +164,7 @@ def _with_peak(run: Run, batch: Batch) -> tuple[float, int]:
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        seconds, _ = _timed(run, batch)
+        seconds, _ = _timed(run, batch, on_gpu)
     finally:
         done.set()
         thread.join()

@@ -21,15 +21,15 @@ class Energy:
 
 
 @contextmanager
-def metered() -> Iterator[Energy]:
+def metered(on_gpu: bool = False) -> Iterator[Energy]:
     """Take the energy of what runs inside; the figure is there when the context closes.
 
-    The counter of the GPU (NVML's total energy), where there is one; the processor's own counters (RAPL, packages), where the kernel lets
-    them be read; both count all that runs on the device. Otherwise an estimate, said so: busy core-seconds of this process
+    The counter of the GPU (NVML's total energy), where the work is done by one; the processor's own counters (RAPL, packages), where the
+    kernel lets them be read; both count all that runs on the device. Otherwise an estimate, said so: busy core-seconds of this process
     (`time.process_time`) times `WATTS_PER_CORE`.
     """
     energy = Energy()
-    gpu, packages, busy = _gpu_millijoules(), _rapl_microjoules(), time.process_time()
+    gpu, packages, busy = _gpu_millijoules() if on_gpu else None, _rapl_microjoules(), time.process_time()
     yield energy
     seconds = time.process_time() - busy
     if gpu is not None:
@@ -43,8 +43,6 @@ def metered() -> Iterator[Energy]:
 
 
 def _gpu_millijoules() -> int | None:
-    if not torch.cuda.is_available():
-        return None
     try:
         import pynvml
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 
+from distill import hub
 from distill.callbacks.wandb import wandb_logger
 from distill.data.base import DistillData
 from distill.data.profile import profile
@@ -120,7 +121,11 @@ class Run(pl.Callback):
         models["student before"] = {**student_part(self.before), **size}
         if self.alone is not None:
             model = module.task.load(str(self.alone / "student"), "baseline", dtype=next(module.parameters()).dtype).to(module.device)
-            models["student alone"] = {**student_part(evaluate(trainer, module, model)), **size, "seconds": _seconds(self.alone)}
+            models["student alone"] = {
+                **student_part(evaluate(trainer, module, model)),
+                **hub.describe(model),
+                "seconds": _seconds(self.alone),
+            }
         models["student distilled" if module.teacher is not None else "student after"] = {
             **student_part(after),
             **saved,

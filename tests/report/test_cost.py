@@ -60,6 +60,25 @@ def test_memory_of_a_run() -> None:
     assert found["little"].peak_bytes < 100e6
 
 
+def test_memory_that_a_runtime_takes_once_and_keeps() -> None:
+    held: list[Tensor] = []
+
+    def run(batch: Any) -> Tensor:
+        if not held and len(batch["input_ids"]) > 1:
+            held.append(torch.ones(50_000_000))
+            time.sleep(0.05)
+        return torch.empty(0)
+
+    (found,) = cost.measure({"arena": cost.Candidate(run)}, ONE, MANY, rounds=2, warm_up=1).values()
+    assert 150e6 < found.peak_bytes < 300e6
+
+
+def test_attention_is_counted() -> None:
+    q = torch.ones(1, 2, 16, 8)
+    run = lambda batch: nn.functional.scaled_dot_product_attention(q, q, q)
+    assert cost.flops(run, ONE) == 2 * (2 * 16 * 16 * 8) * 2  # two products, two heads
+
+
 def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="got 1 rounds and 1 samples"):
         cost.measure({}, ONE, MANY, rounds=1)
@@ -78,7 +97,6 @@ def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert asleep.joules < busy.joules / 4
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there the card's counter is taken")
 def test_the_processors_counters_are_added_and_may_begin_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def write(package: str, microjoules: int) -> None:
         folder = tmp_path / package

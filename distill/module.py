@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from distill.losses.base import Term, TokenLoss
 from distill.nonfinite import NonFinite
 from distill.optim import AdamW, Optimizer
 from distill.pair import Pair
+from distill.parallel.folder import check_names
 from distill.parallel.gradients import KeepsGradients, gradient_norm, shards_parameters
 from distill.parallel.summed import summed
 from distill.parallel.through import through
@@ -107,6 +109,7 @@ class DistillModule(Pair):
         """Take the balancer's state back, and let Lightning count micro-batches from where the data go on."""
         if "state_dict" in checkpoint:  # a strategy that shards the weights has read them by now, and refused others
             objective.check_checkpoint(self.losses, checkpoint["state_dict"])
+            check_names(Path(str(self.trainer.ckpt_path)), checkpoint["state_dict"], self.state_dict())
         self._non_finite.load_state_dict(checkpoint["non_finite"])
         kept = checkpoint["balancer"]
         if kept["class"] == type(self.balancer).__name__:  # another balancer begins anew

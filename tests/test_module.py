@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from distill.balance.fixed import FixedWeights
 from distill.balance.gradnorm import GradNorm
+from distill.callbacks.pruning import Pruning
 from distill.losses.base import Loss, TokenLoss
 from distill.losses.divergence import ForwardKL
 from distill.losses.features import HiddenMSE
@@ -294,6 +295,16 @@ def test_another_balancer_begins_anew_and_other_terms_are_refused(tmp_path: Path
     pair.trainer(max_steps=3).fit(pair.module(tmp_path, balancer=GradNorm()), data, **again)
     with pytest.raises(ConfigError, match=r"do not have the same parameters in \['hidden'\]"):
         pair.trainer(max_steps=3).fit(balanced(tmp_path), pair.data(tmp_path, batch_size=8), **again)
+
+
+def test_a_checkpoint_of_another_student_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    trainer = pair.trainer(max_steps=2)
+    data = pair.data(tmp_path, batch_size=8)
+    trainer.fit(pair.module(tmp_path), data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    pruned = pair.trainer(max_steps=3, callbacks=[Pruning(0.5)])
+    with pytest.raises(ConfigError, match=r"it lacks .*mask.*Resume with the model, the losses and the callbacks"):
+        pruned.fit(pair.module(tmp_path), data, ckpt_path=tmp_path / "x.ckpt", weights_only=False)
 
 
 def test_a_name_of_the_log_is_refused(tmp_path: Path) -> None:

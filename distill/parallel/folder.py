@@ -137,8 +137,8 @@ def check_names(path: Path, saved: Iterable[str], wanted: Iterable[str], frozen:
     if missing or unknown:
         what = [f"it lacks {_some(missing)}"] * bool(missing) + [f"it has {_some(unknown)}, unknown here"] * bool(unknown)
         raise ConfigError(
-            f"the checkpoint '{path}' is of another student or other losses: {'; '.join(what)}. Resume with the model and the losses that "
-            "it was made with"
+            f"the checkpoint '{path}' is of another student or other losses: {'; '.join(what)}. Resume with the model, the losses "
+            "and the callbacks that it was made with"
         )
 
 

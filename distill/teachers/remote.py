@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import torch
+import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_info
 from safetensors.torch import load
 from torch import nn
@@ -20,7 +21,7 @@ from distill import hub
 from distill.checks import check_classes
 from distill.tasks import Task
 from distill.teachers.base import Teacher
-from distill.teachers.wire import KEY, pack_batch, unpack_outputs
+from distill.teachers.wire import KEY, WEIGHTS, pack_batch, unpack_outputs
 from distill.types import Batch, ConfigError, Outputs, TrainingError
 
 _MAY_PASS = (502, 503, 504)
@@ -40,6 +41,13 @@ class RemoteTeacher(Teacher):
         self.urls = [url.rstrip("/") for url in ([url] if isinstance(url, str) else url)]
         if not self.urls or not all(url.startswith(("http://", "https://")) for url in self.urls):
             raise ConfigError(f"model.teacher.url must be like http://node3:8100, got {url!r}")
+        for name, value, fine in (
+            ("wait_s", wait_s, wait_s >= 0),
+            ("timeout_s", timeout_s, timeout_s > 0),
+            ("retries", retries, retries >= 0),
+        ):
+            if not fine:
+                raise ConfigError(f"model.teacher.{name} is out of range, got {value:g}")
         self.name, self.wait_s, self.timeout_s, self.retries = self.urls[0], wait_s, timeout_s, retries
         self.shape: PreTrainedModel | None = None
         self.head: nn.Module = nn.Identity()
@@ -51,9 +59,10 @@ class RemoteTeacher(Teacher):
             return
         key = os.environ.get(KEY)
         self.client = httpx.Client(timeout=self.timeout_s, headers={"Authorization": f"Bearer {key}"} if key else {}, trust_env=False)
-        abouts = [json.loads(self._wait(url)) for url in self.urls]
+        abouts = [self._wait(url) for url in self.urls]
         self._same(abouts)
-        self.about, self.url = abouts[0], self.urls[int(os.environ.get("RANK", 0)) % len(self.urls)]
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        self.about, self.url = abouts[0], self.urls[rank % len(self.urls)]
         if self.about["unit"] != task.unit:
             raise ConfigError(
                 f"model.teacher.url: {self.url} serves a model that predicts one class per {self.about['unit']}, "
@@ -76,7 +85,7 @@ class RemoteTeacher(Teacher):
     def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Outputs:
         """Send the batch, and put the answer where the batch is."""
         taps = list(taps)
-        body = self._send("POST", "/features", params={"tap": taps}, content=pack_batch(batch))
+        body = self._send("POST", "/features", params={"tap": taps}, content=pack_batch(batch), headers=self._meant)
         features, seen = unpack_outputs(body, taps)
         device = batch["input_ids"].device
         return Outputs(features.to(device), self.head, {name: tap.to(device) for name, tap in seen.items()})
@@ -90,18 +99,29 @@ class RemoteTeacher(Teacher):
         described: dict[str, Any] = self.about["described"]
         return described
 
+    @property
+    def _meant(self) -> dict[str, str]:
+        return {WEIGHTS: self.about["weights"]}
+
     def _same(self, abouts: list[dict[str, Any]]) -> None:
         for url, about in zip(self.urls, abouts, strict=True):
             if about["weights"] != abouts[0]["weights"]:
                 raise ConfigError(f"model.teacher.url: {url} and {self.urls[0]} serve different weights; start all servers with one model")
 
-    def _wait(self, url: str) -> bytes:
+    def _wait(self, url: str) -> dict[str, Any]:
         """Ask a server what it is as soon as it is up."""
         end, said = time.monotonic() + self.wait_s, False
         while True:
             try:
-                return self._content(self.client.get(f"{url}/about"), url)
-            except httpx.TransportError as error:
+                response = self.client.get(f"{url}/about")
+                response.raise_for_status() if response.status_code in _MAY_PASS else None
+                about: dict[str, Any] = json.loads(self._content(response, url))
+                if "weights" not in about:
+                    raise ValueError("no weights")
+                return about
+            except ValueError:
+                raise ConfigError(f"model.teacher.url: what answers at {url} is not `python train.py serve`; give its address") from None
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
                 if time.monotonic() > end:
                     raise ConfigError(
                         f"model.teacher.url: no server at {url} within {self.wait_s:g} s ({_first_line(error)}); start it "

@@ -22,8 +22,9 @@ from safetensors.torch import save
 from distill.parallel.same import fingerprint
 from distill.tasks import Task, unwrap
 from distill.teachers.base import Teacher
-from distill.teachers.wire import KEY, pack_outputs, unpack_batch
+from distill.teachers.wire import KEY, WEIGHTS, pack_outputs, unpack_batch
 
+LARGEST = 2**30  # bytes of a batch of ids and masks
 LINGER_S = 20.0  # below the 30 s that Slurm leaves by default between SIGTERM and SIGKILL
 
 
@@ -68,12 +69,14 @@ class TeacherServer(ThreadingHTTPServer):
             self.leaving = False
             threading.Thread(target=self.shutdown, daemon=True).start()  # which waits for the loop that calls this
 
-    def features(self, body: bytes, taps: list[str]) -> bytes:
+    def features(self, body: bytes, taps: list[str], weights: str | None) -> bytes:
         """Run the teacher on a batch.
 
         Raises:
-            ValueError: the batch is none that this teacher can take.
+            ValueError: the batch is none that this teacher can take, or meant for other weights than these.
         """
+        if weights != self.about["weights"]:
+            raise ValueError("this server holds other weights than those that the student began with; start it with the same model")
         self.asked = time.monotonic()
         batch = unpack_batch(body)
         if "position_ids" in batch and not self.packs:
@@ -98,15 +101,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"there are /about, /head and /features")
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = self.headers.get("Content-Length", "")
         if not self._allowed():
+            self.close_connection = True  # its body stays unread
             return
+        if not length.isdecimal() or int(length) > LARGEST:
+            self.close_connection = True
+            self._answer(413, f"a batch is wanted, of at most {LARGEST:,} bytes".encode())
+            return
+        body = self.rfile.read(int(length))
         url = urlsplit(self.path)
         if url.path != "/features":
             self._answer(404, b"there are /about, /head and /features")
             return
         try:
-            answer = self.server.features(body, parse_qs(url.query).get("tap", []))
+            answer = self.server.features(body, parse_qs(url.query).get("tap", []), self.headers.get(WEIGHTS))
         except ValueError as error:  # the client's mistake, a ConfigError about a tap among them
             self._answer(400, str(error).encode())
         except Exception as error:

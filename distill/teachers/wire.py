@@ -10,6 +10,7 @@ from distill.types import Batch
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")  # what models read; labels stay at home
 TAP = "tap:"
+WEIGHTS = "X-Distill-Weights"  # header of a request: the digest of the model that the student's side holds the head of
 KEY = "DISTILL_SERVE_KEY"  # of the environment: whoever asks must send it
 
 

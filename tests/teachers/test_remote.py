@@ -1,5 +1,6 @@
 """A teacher behind HTTP gives what it gives in memory, and says what is wrong where it cannot."""
 
+import http.client
 import os
 import re
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from distill.losses.hard import CrossEntropy
 from distill.teachers.online import OnlineTeacher
 from distill.teachers.remote import RemoteTeacher
 from distill.teachers.server import TeacherServer
-from distill.teachers.wire import KEY
+from distill.teachers.wire import KEY, WEIGHTS
 from distill.types import ConfigError, TrainingError
 from tests import pair
 from tests.parallel.runs import Record
@@ -165,6 +168,73 @@ def test_the_key_comes_from_the_environment(tmp_path: Path, serve: Serve, monkey
     monkeypatch.delenv(KEY)
     with pytest.raises(TrainingError, match=f"wants a key; put it into {KEY}"):
         train(str(tmp_path), RemoteTeacher(url(server)))
+
+
+def test_a_server_that_came_back_with_another_model_is_noticed(tmp_path: Path, serve: Serve) -> None:
+    server = serve()
+    teacher = RemoteTeacher(url(server))
+    data = pair.data(tmp_path)
+    data.setup()
+    teacher.setup(data.task(), torch.device("cpu"), torch.float32)
+    server.about["weights"] = "other"
+    with pytest.raises(TrainingError, match="holds other weights than those that the student began with"):
+        teacher({"input_ids": torch.zeros(1, 4, dtype=torch.long)})
+
+
+def test_bodies_that_are_no_batch_are_not_read(serve: Serve) -> None:
+    server = serve()
+    assert httpx.post(url(server) + "/features", content=b"nonsense", headers={WEIGHTS: "x"}).status_code == 400
+    for length in ("99999999999", "-1", "abc"):
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+        connection.putrequest("POST", "/features")
+        connection.putheader("Content-Length", length)
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+def test_what_is_no_teacher_is_named(tmp_path: Path) -> None:
+    pair.data(tmp_path)
+    with serving(b"hello") as port, pytest.raises(ConfigError, match="is not `python train"):
+        train(str(tmp_path), RemoteTeacher(f"http://127.0.0.1:{port}"))
+
+
+@contextmanager
+def serving(body: bytes) -> Iterator[int]:
+    """Answer everything with the same bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def _urls(folder: str, where: list[str]) -> str:
+    path = Path(folder)
+    teacher = RemoteTeacher(where)
+    pair.trainer(max_steps=1, devices=2, strategy="ddp").fit(pair.module(path, teacher=teacher), pair.data(path, batch_size=2))
+    return teacher.url
+
+
+def test_ranks_share_the_servers_out(tmp_path: Path, serve: Serve) -> None:
+    where = [url(serve()), url(serve())]
+    assert run_ranks(_urls, 2, str(tmp_path), where) == where
+
+
+@pytest.mark.parametrize("wrong", [{"timeout_s": 0.0}, {"retries": -1}, {"wait_s": -1.0}])
+def test_numbers_out_of_range_are_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is out of range"):
+        RemoteTeacher("http://x", **wrong)
 
 
 def test_an_address_without_a_scheme_is_refused() -> None:

@@ -36,7 +36,7 @@ def test_every_template_is_bash_and_has_what_a_requeue_needs(path: Path) -> None
     assert options["signal"] == "USR1@120", "to the steps: with B: it would reach the shell alone"
     assert "ntasks" not in options
     assert options["ntasks-per-node"] == options["gpus-per-node"]
-    assert re.search(r'\nsrun --kill-on-bad-exit=1 [^\n]*python train\.py "\$@"', path.read_text().replace("\\\n", ""))
+    assert re.search(r'\nsrun --kill-on-bad-exit=1 [^\n]*python train\.py ([^\n]* )?"\$@"', path.read_text().replace("\\\n", ""))
     assert "scontrol show hostnames" in path.read_text()
 
 

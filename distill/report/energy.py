@@ -57,9 +57,9 @@ def _rapl_microjoules() -> dict[str, int]:
     """The counter of each processor package; empty where there is none, or only root may read it."""
     found = {}
     for counter in sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj")):
-        if ":" in counter.parent.name.removeprefix("intel-rapl:"):  # a part of a package, counted with it
-            continue
         try:
+            if not (counter.parent / "name").read_text().startswith("package"):  # its cores and memory are counted with it, the board above it
+                continue
             found[counter.parent.name] = int(counter.read_text())
         except OSError:
             return {}

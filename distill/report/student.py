@@ -15,6 +15,7 @@ from distill.module import DistillModule
 from distill.parallel.weights import whole_state_dict
 from distill.report.files import write_file, write_folder
 from distill.students.lora import merged
+from distill.types import TrainingError
 
 
 def save(trainer: pl.Trainer, module: DistillModule, folder: Path) -> dict[str, Any]:
@@ -39,10 +40,21 @@ def save(trainer: pl.Trainer, module: DistillModule, folder: Path) -> dict[str, 
 
 
 def deployed(module: DistillModule, student: nn.Module) -> PreTrainedModel:
-    """Give the model that is served: LoRA merged, compressions carried out on what `whole` gave."""
+    """Give the model that is served: LoRA merged, compressions carried out on what `whole` gave.
+
+    Raises:
+        TrainingError: they have left something behind, which stock transformers would load as random weights.
+    """
     model = merged(student)
     for compression in module.compressions:
         model = compression.finish(model)
+    left = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ("parametrizations", "fake_quantised_input", "pass_by")]
+    if module.compressions and left:
+        raise TrainingError(
+            f"the student was not saved: after all trainer.callbacks were carried out {len(left)} modules that they had added are still there, "
+            f"e.g. '{left[0]}', and transformers would load random weights for them. The last checkpoint is safe: once the callback that left "
+            "them is mended, `consolidate` makes the student of it"
+        )
     return model
 
 

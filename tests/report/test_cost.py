@@ -98,19 +98,22 @@ def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_the_processors_counters_are_added_and_may_begin_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def write(package: str, microjoules: int) -> None:
+    def write(package: str, microjoules: int, name: str = "package-0") -> None:
         folder = tmp_path / package
         folder.mkdir(exist_ok=True)
         (folder / "energy_uj").write_text(f"{microjoules}\n")
+        (folder / "name").write_text(f"{name}\n")
         (folder / "max_energy_range_uj").write_text("10000000\n")
 
     monkeypatch.setattr(energy, "RAPL", tmp_path)
     write("intel-rapl:0", 9_000_000)
-    write("intel-rapl:0:0", 5)
-    write("intel-rapl:1", 1_000_000)
+    write("intel-rapl:0:0", 5, "core")
+    write("intel-rapl:1", 1_000_000, "package-1")
+    write("intel-rapl:2", 5, "psys")
     with energy.metered() as found:
         write("intel-rapl:0", 1_000_000)  # 2 J, past the end of its range
-        write("intel-rapl:0:0", 5_000_000)
-        write("intel-rapl:1", 1_500_000)
+        write("intel-rapl:0:0", 5_000_000, "core")
+        write("intel-rapl:1", 1_500_000, "package-1")
+        write("intel-rapl:2", 9_000_000, "psys")
     assert found.joules == pytest.approx(2.5)
     assert found.source == "RAPL"

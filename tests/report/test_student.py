@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from distill.callbacks.qat import QuantizationAwareTraining
 from distill.losses.divergence import ForwardKL
 from distill.losses.features import HiddenMSE
 from distill.report import student
+from distill.types import TrainingError
 from tests import pair
 from tests.ranks import run_ranks
 
@@ -54,3 +56,20 @@ def test_every_strategy_leaves_the_same_student(tmp_path: Path) -> None:
         projectors = [load_file(tmp_path / name / "losses.safetensors") for name in (strategy, "auto")]
         torch.testing.assert_close(*projectors, rtol=1e-4, atol=1e-5)
         assert AutoModelForCausalLM.from_pretrained(tmp_path / strategy / "student").dtype == torch.float32
+
+
+def test_a_student_that_compressions_have_not_let_go_is_not_saved(tmp_path: Path) -> None:
+    """Stock transformers would load random weights for what is parametrised."""
+
+    class Forgets(QuantizationAwareTraining):
+        def finish(self, student: PreTrainedModel) -> PreTrainedModel:
+            return student
+
+    module = pair.module(tmp_path)
+    trainer = pair.trainer(max_steps=1, callbacks=[Forgets("int8")])
+    trainer.fit(module, pair.data(tmp_path, batch_size=2))
+    with pytest.raises(
+        TrainingError, match=r"14 of its modules, e\.g\. 'model\.layers\.0\.self_attn\.q_proj\.[a-z_]+'.*checkpoint.*is safe.*consolidate"
+    ):
+        student.save(trainer, module, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -169,8 +169,8 @@ def apart(place: Place) -> None:
     ended = wait_for_end(job)
     assert ended["JobState"] == "COMPLETED", place.output(job)
     assert "http://n1:18100" in place.output(job)
-    assert place.steps(f"apart-{job}") == list(range(STEPS))
-    report = json.loads((place.folder / "runs" / f"apart-{job}" / "report.json").read_text())
+    assert place.steps(f"distill-{job}") == list(range(STEPS))
+    report = json.loads((place.folder / "runs" / f"distill-{job}" / "report.json").read_text())
     assert report["models"]["teacher"]["parameters"] > report["models"]["student distilled"]["parameters"]
 
 

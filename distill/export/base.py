@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.compress.factors import shapes
 from distill.export.grid import Grid
 from distill.export.served import inputs_of
 from distill.tasks import Task
@@ -69,7 +70,8 @@ class Format(ABC):
         name: what it is called on the command line.
         precisions: how far the logits may be from the student's, by name of the precision: the mean over positions of
             `KL(student ‖ export)` in nats; 0 where every logit must be the same to the bit. It catches what is broken, and is no promise
-            of quality.
+            of quality. Whatever it is, half of the KL of the best constant is the most that passes, see `Gap.within`: a student of two
+            classes may be no further than that from a model that knows nothing.
 
     Raises:
         ConfigError: no such precision.
@@ -111,6 +113,20 @@ class Format(ABC):
         Returns:
             A function from a batch to its logits on the CPU: `[B, T, V]` for tokens, `[B, V]` for samples.
         """
+
+
+def refuse_factors(source: Source, format_name: str) -> None:
+    """Refuse a student of low rank, for formats that know dense layers only.
+
+    Raises:
+        ConfigError: it has factored layers.
+    """
+    factored = list(shapes(source.model))
+    if factored:
+        raise ConfigError(
+            f"format: {format_name} cannot store layers of two factors, and {len(factored)} are, e.g. '{factored[0]}'; take hf, packed, "
+            "onnx or openvino, which keep them, or save `distill.compress.factors.multiplied_out(student)` and export that as --student"
+        )
 
 
 def need(package: str, format_name: str) -> Any:

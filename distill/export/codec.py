@@ -8,6 +8,7 @@ model has few, are then a plane of their own. A tensor with many zeros (pruned) 
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from distill.export.base import need
 from distill.report.files import write_file
-from distill.types import DataError
+from distill.types import ConfigError, DataError
 
 MAGIC = b"DSTPACK1"
 BLOCK = 1 << 23  # bytes of a tensor that are coded at once: memory stays at a few times this
@@ -87,7 +88,7 @@ def unpack(source: Path, target: Path) -> None:
     """Give the original file back, to the bit.
 
     Raises:
-        DataError: a byte of it has changed; nothing is written then.
+        DataError: a byte of it has changed, or it is of another version; nothing is written then.
         ConfigError: the package of the coder that made it is not installed.
     """
     _check(source)
@@ -96,9 +97,14 @@ def unpack(source: Path, target: Path) -> None:
         original = hashlib.sha256()
         with source.open("rb") as file, beside.open("wb") as out:
             file.seek(len(MAGIC))
-            for piece in _pieces(file):
-                original.update(piece)
-                out.write(piece)
+            try:
+                for piece in _pieces(file):
+                    original.update(piece)
+                    out.write(piece)
+            except ConfigError:  # a coder is missing
+                raise
+            except (ValueError, TypeError, IndexError, struct.error, need("zstandard", "packed").ZstdError) as error:
+                raise DataError(f"{source} is whole, but cannot be read ({error}): it was made by another version of `pack`") from error
             if file.read(32) != original.digest():
                 raise DataError(f"{source} does not give back what was packed: it was made by another version of its coder")
 
@@ -120,14 +126,28 @@ def _header(file: BinaryIO, path: Path) -> tuple[bytes, list[tuple[str, int]]]:
         raise DataError(f"{path} is no safetensors file")
     text = file.read(length)
     try:
-        entries = [value for key, value in json.loads(text).items() if key != "__metadata__"]
-    except ValueError:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
         raise DataError(f"{path} is no safetensors file: its header is not JSON") from None
-    entries.sort(key=lambda entry: entry["data_offsets"])
-    spans = [entry["data_offsets"] for entry in entries]
-    if any(start != before for (start, _), (_, before) in zip(spans, [(0, 0), *spans], strict=False)):
+    if not isinstance(header, dict):
+        raise DataError(f"{path} is no safetensors file: its header is a {type(header).__name__}, not an object of tensors by name")
+    spans = sorted(_span(name, entry, path) for name, entry in header.items() if name != "__metadata__")
+    if any(start != before for (start, _, _), (_, before, _) in zip(spans, [(0, 0, ""), *spans], strict=False)):
         raise DataError(f"{path} is no safetensors file: its tensors do not lie end to end")
-    return first + text, [(entry["dtype"], end - start) for entry, (start, end) in zip(entries, spans, strict=True)]
+    return first + text, [(dtype, end - start) for start, end, dtype in spans]
+
+
+def _span(name: str, entry: Any, path: Path) -> tuple[int, int, str]:
+    """Start, end and dtype of a tensor."""
+    match entry:
+        case {"dtype": str(dtype), "data_offsets": [int(start), int(end)]}:
+            size = SIZES.get(dtype, 1)
+            if start <= end and (end - start) % size == 0:
+                return start, end, dtype
+            raise DataError(
+                f"{path} is no safetensors file: '{name}' goes from {start} to {end}, which is no number of {size}-byte {dtype}"
+            )
+    raise DataError(f"{path} is no safetensors file: its header gives '{name}' no dtype and data_offsets, but {str(entry)[:100]}")
 
 
 def _blocks(file: BinaryIO, tensors: list[tuple[str, int]], path: Path) -> Iterator[tuple[str, bytes]]:
@@ -237,6 +257,8 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 def _part(file: BinaryIO) -> bytes:
     how, length, stored = struct.unpack("<BQQ", file.read(17))
+    if stored > os.fstat(file.fileno()).st_size - file.tell():
+        raise ValueError(f"a part of {stored} bytes is longer than the file")
     data = file.read(stored)
     if how == RAW:
         return data

@@ -11,6 +11,11 @@ from distill.export.base import Run
 from distill.export.served import inputs_of
 from distill.types import Batch
 
+# of the constant's KL: a squared error of half the variance, for small differences of logits
+SHARE = 0.5
+# nats that are nothing, also where the student is itself near a constant on these rows
+NOTHING = 1e-4
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -21,32 +26,45 @@ class Gap:
         agreement: share of positions where both have the same top-1.
         largest: difference of a logit.
         exact: whether every logit is the same to the bit.
+        constant: the KL of the best model that does not look at its input, which gives the mean p̄ of p everywhere:
+            `H(p̄) − mean H(p)`, in nats. Any other constant, equal logits among them, is further away.
     """
 
     kl: float
     agreement: float
     largest: float
     exact: bool
+    constant: float
 
     def within(self, tolerance: float) -> bool:
-        """Whether it is small enough; 0 asks for the same bits. What is not a number never is."""
-        return self.exact if tolerance == 0 else math.isfinite(self.largest) and self.kl <= tolerance
+        """Whether it is small enough: `kl ≤ limit(tolerance)`; 0 asks for the same bits. What is not a number never is."""
+        return self.exact if tolerance == 0 else math.isfinite(self.largest) and self.kl <= self.limit(tolerance)
+
+    def limit(self, tolerance: float) -> float:
+        """The largest KL that passes, `min(tolerance, max(½ constant, 1e-4))` nats.
+
+        A tolerance alone would let pass what knows nothing: of two classes and a mean confidence of 0.8, equal logits are 0.25 nats away.
+        """
+        return min(tolerance, max(SHARE * self.constant, NOTHING))
 
 
 @torch.no_grad()
 def compare(first: Run, second: Run, batches: Iterable[Batch]) -> Gap:
     """Run two models on the same rows, and on half of a row; padding does not count. Logits of one batch are in memory at a time."""
     count, kl, same, largest, exact = 0, 0.0, 0, 0.0, True
+    entropy, total = 0.0, torch.zeros(())
     for batch in with_half_a_row(batches):
         ours, theirs = (_valid(run(batch), batch) for run in (first, second))
         p, q = (logits.double().log_softmax(-1) for logits in (ours, theirs))
         # a class without probability on both sides, −inf − −inf, has no part in the sum
         kl += torch.where(p.exp() > 0, p.exp() * (p - q), 0.0).sum().item()
+        entropy, total = entropy + torch.special.entr(p.exp()).sum().item(), total + p.exp().sum(0)
         same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         largest = float(torch.maximum(torch.tensor(largest), (ours - theirs).abs().max()))  # keeps a NaN, which `max` may not
         exact = exact and torch.equal(ours, theirs)
         count += len(ours)
-    return Gap(kl / count, same / count, largest, exact)
+    constant = float(torch.special.entr(total / count).sum()) - entropy / count
+    return Gap(kl / count, same / count, largest, exact, max(0.0, constant))
 
 
 def with_half_a_row(batches: Iterable[Batch]) -> Iterator[Batch]:

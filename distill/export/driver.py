@@ -77,7 +77,7 @@ def export(
         formats: made by `parse`.
         out: the folder of all exports.
         student: what the table compares with, where `source` is not the student itself but was quantised after training.
-        tolerance: the largest mean KL to `source` in nats; None for each format's own.
+        tolerance: the largest mean KL to `source` in nats, but see `Gap.limit`; None for each format's own.
 
     Raises:
         ConfigError: a format cannot store this student; nothing was written.
@@ -144,11 +144,15 @@ def _kept(target: Path) -> str:
 
 
 def _refusal(made: Format, gap: Gap, allowed: float) -> str:
-    limit = "the same bits" if allowed == 0 else f"at most {allowed:g} nats"
+    limit, fix = "the same bits", ", or, if that is good enough, a higher --tolerance"
+    if allowed and gap.limit(allowed) < allowed:
+        limit, fix = f"at most {gap.limit(allowed):.3g} nats, for one constant for all rows is {gap.constant:.3g} nats away", ""
+    elif allowed:
+        limit = f"at most {allowed:g} nats"
     return (
         f"{_title(made)}: what was written and loaded again is not the student: mean KL {gap.kl:.3g} nats, largest difference of a logit "
-        f"{gap.largest:.3g}, the same top-1 in {gap.agreement:.1%}; allowed is {limit}. Take a finer precision, more calibration rows "
-        "(--rows), or, if that is good enough, a higher --tolerance"
+        f"{gap.largest:.3g}, the same top-1 in {gap.agreement:.1%}; allowed is {limit}. Take a finer precision, or more calibration rows "
+        f"(--rows){fix}"
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.export.base import Format, Run, Source, need
+from distill.export.base import Format, Run, Source, need, refuse_factors
 from distill.export.gguf_tokens import Vocabulary, vocabulary
 from distill.export.grid import Grid
 from distill.export.served import logits_of
@@ -42,6 +42,7 @@ class Gguf(Format):
         config = source.model.config
         if not isinstance(source.task, CausalLM) or source.model_type != "llama":
             raise ConfigError(f"format: gguf is for language models of type llama, and this is a {type(source.model).__name__}; take onnx")
+        refuse_factors(source, self.name)
         odd = {key: value for key in ("attention_bias", "mlp_bias") if (value := getattr(config, key))}
         if config.rope_parameters["rope_type"] != "default":
             odd["rope_type"] = config.rope_parameters["rope_type"]

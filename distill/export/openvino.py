@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,7 +76,7 @@ def graph(source: Source) -> Any:
     ov = _openvino()
     names, example = source.inputs, tuple(source.example().values())
     shapes = [(ov.PartialShape([-1, -1]), ov.Type.i64) for _ in names]
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _of_floats(source.model.config):
         warnings.simplefilter("ignore")  # of tracing: the sizes are free, and compared afterwards
         try:
             model = ov.convert_model(Served(source.model, names).eval(), example_input=example, input=shapes)
@@ -85,6 +86,17 @@ def graph(source: Source) -> Any:
     for port, name in zip(model.inputs, names, strict=True):
         port.get_tensor().set_names({name})
     return model
+
+
+@contextmanager
+def _of_floats(config: Any) -> Iterator[None]:
+    """Hide how the model is stored (e.g. factors, as a dict): OpenVINO asks it for an attribute, to find packed integers."""
+    stored = config.__dict__.pop("quantization_config", None)
+    try:
+        yield
+    finally:
+        if stored is not None:
+            config.quantization_config = stored
 
 
 def _quantised(model: Any, source: Source) -> Any:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from distill.compress.integers import to_torchao
 from distill.compress.select import linears
-from distill.export.base import Format, Run, Source, need
+from distill.export.base import Format, Run, Source, need, refuse_factors
+from distill.export.grid import Grid
 from distill.export.served import logits_of
 from distill.tasks import Task
 from distill.types import ConfigError
@@ -30,8 +30,9 @@ class TorchAO(Format):
     precisions: ClassVar[Mapping[str, float]] = {"int8": 0.05, "int8-dynamic": 0.1, "int4": 0.5}
 
     def check(self, source: Source) -> None:
-        """Look for torchao, and for layers."""
+        """Look for torchao, and for layers that it can store."""
         need("torchao", self.name)
+        refuse_factors(source, self.name)
         layers = linears(source.model, None, None, f"format: {self.name}")
         if self.precision == "int4" and not source.learned(4):
             for name, layer in layers.items():
@@ -45,7 +46,8 @@ class TorchAO(Format):
         model: Any = copy.deepcopy(source.model)
         base = self._base()
         if source.grids and source.learned(BITS[self.precision]).keys() == source.grids.keys():
-            to_torchao(model)
+            for name, grid in source.grids.items():
+                carry(model.get_submodule(name), grid)
         else:
             from torchao.quantization import quantize_
 
@@ -68,6 +70,22 @@ class TorchAO(Format):
             "int4": lambda: IntxWeightOnlyConfig(getattr(torch, f"int{BITS['int4']}"), PerGroup(GROUP)),
         }
         return made[self.precision]()
+
+
+def carry(layer: Any, grid: Grid) -> None:
+    """Store a layer's weight as torchao's tensor of the integers and scales that it has already, in place.
+
+    They are not read from the weight: in another dtype than the student was saved in, its values are no products any more. Nor is it
+    `quantize_` with a base config, which would choose scales anew, for which quantised values are no fixed point.
+    """
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+
+    block = tuple(size // parts for size, parts in zip(grid.levels.shape, grid.scales.shape, strict=True))
+    dtype, inputs = getattr(torch, f"int{grid.how.bits}"), "int8_asym_per_token" if grid.how.inputs else None
+    scales = grid.scales.to(layer.weight.dtype)
+    zeros = torch.zeros_like(scales, dtype=torch.int8)
+    stored = IntxUnpackedToInt8Tensor(grid.levels, scales, zeros, dtype, block, layer.weight.dtype, inputs)
+    layer.weight = nn.Parameter(stored, requires_grad=False)
 
 
 def _declare(model: Any, base: Any) -> None:

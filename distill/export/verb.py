@@ -24,10 +24,14 @@ def export_student(data: DistillData, config: Any) -> list[Exported]:
         config: the resolved configuration, with the keys of the verb.
 
     Raises:
-        ConfigError: there is no student, or a format cannot store it.
+        ConfigError: there is no student, a format cannot store it, or a key is without the one that it is for.
         ExportError: see `driver.export`.
     """
     formats = parse([config.format] if isinstance(config.format, str) else config.format, config.precision)
+    if config.group_size is not None and config.ptq is None:
+        raise ConfigError(
+            f"group_size: {config.group_size} is for --ptq, and there is none; add --ptq, e.g. --ptq=int4, or leave --group_size out"
+        )
     run = Path(config.runs) / (config.name or "")
     if config.name is None and None in (config.student, config.out):
         raise ConfigError("export: which student? Give --config runs/NAME/config.yaml, or --name NAME, or --student and --out")

@@ -29,7 +29,12 @@ class Export(Verb):
             "--group_size", type=PositiveInt | Literal["row"] | None, default=None, help="weights that share a scale, for --ptq"
         )
         parser.add_argument("--rows", type=PositiveInt, default=64, help="training rows to calibrate and to compare on")
-        parser.add_argument("--tolerance", type=NonNegativeFloat | None, default=None, help="largest mean KL to the student, in nats")
+        parser.add_argument(
+            "--tolerance",
+            type=NonNegativeFloat | None,
+            default=None,
+            help="largest mean KL to the student, in nats; never above half of a constant's",
+        )
 
     def act(self, module: DistillModule, data: Any, config: Any) -> None:
         """Export."""

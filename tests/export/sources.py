@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from distill.compress.factors import label, put_factors
 from distill.compress.ptq import ptq
 from distill.export.base import Source
 from distill.export.grid import Grid, grids_of
@@ -40,6 +41,14 @@ def llama(**changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     kwargs = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False, "bos_token_id": None}
     return _louder(LlamaForCausalLM(LlamaConfig(**{**kwargs, "eos_token_id": 0, "pad_token_id": 1, **changes})))
+
+
+def low_rank(**changes: Any) -> PreTrainedModel:
+    """The Llama with one layer of two factors."""
+    model = llama(**changes)
+    put_factors(model, {"model.layers.0.mlp.up_proj": 4})
+    label(model)
+    return model.eval().requires_grad_(False)
 
 
 def bert(**changes: Any) -> PreTrainedModel:

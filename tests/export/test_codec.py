@@ -1,6 +1,8 @@
 """Packing is lossless on whatever safetensors can hold, small on weights like trained ones, and notices damage."""
 
+import hashlib
 import json
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -134,14 +136,45 @@ def test_any_flipped_byte_is_refused_and_nothing_is_written(tmp_path: Path) -> N
             + data
             for start, data in ((0, b"short"), (0, b"too long" * 2), (4, b"a" * 8))
         ),
+        *(
+            len(head := json.dumps(header).encode()).to_bytes(8, "little") + head + b"a" * 8
+            for header in (
+                [1],
+                {"w": 1},
+                {"w": {"dtype": "F32", "shape": [2]}},
+                {"w": {"shape": [2], "data_offsets": [0, 8]}},
+                {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, "8"]}},
+                {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 7]}},
+                {"w": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
+            )
+        ),
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
     ],
-    ids=["empty", "text", "json", "length", "cut", "more", "hole"],
+    ids=[
+        *("empty", "text", "json", "length", "cut", "more", "hole"),
+        *("a list", "no entry", "no offsets", "no dtype", "a word", "part of a float", "backwards", "deep"),
+    ],
 )
 def test_what_is_no_safetensors_is_said_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(DataError, match=r"is no safetensors file|ends before|goes on after"):
         codec.pack(tmp_path / "a", tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_whole_file_of_another_version_is_said_so(tmp_path: Path) -> None:
+    bodies = (
+        b"",  # no header
+        struct.pack("<BQQ", codec.ZSTD, 4, 4) + b"nope",  # not of zstandard
+        struct.pack("<BQQ", codec.RAW, 1, 1) + b"h" + struct.pack("<BB?Q", codec.PLANES, 3, False, 1),  # integers of three bytes
+        struct.pack("<BQQ", codec.RAW, 1, 1) + b"h" + bytes([codec.END]) + bytes(32),  # the sha256 of something else
+    )
+    for body in bodies:
+        whole = codec.MAGIC + body
+        (tmp_path / "b").write_bytes(whole + hashlib.sha256(whole).digest())
+        with pytest.raises(DataError, match="another version"):
+            codec.unpack(tmp_path / "b", tmp_path / "c")
+    assert [file.name for file in tmp_path.iterdir()] == ["b"]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,12 @@ from distill.export import driver
 from distill.export.base import ExportError, Format, Run, Source, need
 from distill.export.compare import compare
 from distill.export.driver import export, parse
+from distill.export.grid import grids_of
 from distill.export.served import inputs_of, logits_of
 from distill.tasks import Task
 from distill.types import ConfigError
 from tests.disk import disk
-from tests.export.sources import VOCAB, batches, bert, byte_bpe, llama, source
+from tests.export.sources import VOCAB, batches, bert, byte_bpe, llama, low_rank, source
 
 
 def test_plain_exports_are_the_student_to_the_bit_and_load_with_stock_transformers(
@@ -133,6 +134,84 @@ def test_the_gap_is_what_is_computed_by_hand() -> None:
     assert found.kl == pytest.approx(2 * row / 3, rel=1e-6)  # the first row comes again, as the half
     assert found.largest == pytest.approx(math.log(2), rel=1e-6)
     assert found.agreement == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("classes", "scale"), [(2, 1.5), (3, 1.0), (1000, 1.0)])
+def test_a_model_that_knows_nothing_is_refused_at_any_tolerance_and_a_good_one_is_not(classes: int, scale: float) -> None:
+    rows = {"input_ids": torch.randint(0, 9, (64, 8))}
+    logits = scale * torch.randn(64, classes, generator=torch.Generator().manual_seed(0))
+    mean = logits.softmax(-1).mean(0).log()
+
+    def always(constant: torch.Tensor) -> Run:
+        return lambda batch: constant.expand(len(batch["input_ids"]), -1)
+
+    def student(batch: Any, noise: float = 0.0) -> torch.Tensor:
+        return (logits + noise * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)))[: len(batch["input_ids"])]
+
+    for constant in (torch.zeros(classes), mean):
+        gap = compare(student, always(constant), [rows])
+        assert gap.kl < 0.6, "of the order of tolerances, which alone would let it pass"
+        assert not any(gap.within(tolerance) for tolerance in (0.3, 0.5, 10.0))
+    assert compare(student, partial(student, noise=0.2 * scale), [rows]).within(0.1)
+
+
+def test_the_constant_is_the_best_there_is() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 3.0]])
+    batch = {"input_ids": torch.zeros(3, 1, dtype=torch.long)}
+    constant = torch.zeros(3, requires_grad=True)
+    rows = torch.cat([logits, logits[:1]]).softmax(-1)  # the first comes again, as the half
+    optimizer = torch.optim.LBFGS([constant], max_iter=100, tolerance_change=1e-12)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (rows * (rows.log() - constant.log_softmax(-1))).sum(-1).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    gap = compare(lambda given: logits[: len(given["input_ids"])], lambda given: torch.zeros(len(given["input_ids"]), 3), [batch])
+    assert gap.constant == pytest.approx(closure().item(), rel=1e-5)
+    assert gap.limit(10.0) == gap.constant / 2
+    assert gap.limit(0.01) == 0.01
+
+
+def test_where_the_student_is_a_constant_on_these_rows_rounding_is_no_reason_to_refuse() -> None:
+    batch = {"input_ids": torch.zeros(2, 1, dtype=torch.long)}
+    first, second = (lambda given, row=row: row.expand(len(given["input_ids"]), -1) for row in torch.tensor([[1.0, 0.0], [1.001, 0.0]]))
+    gap = compare(first, second, [batch])
+    assert gap.constant == pytest.approx(0, abs=1e-12)
+    assert gap.kl > 1e-8
+    assert gap.within(0.01)
+
+
+def test_a_refusal_says_that_a_constant_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wrong, "factor", 0.0)
+    with pytest.raises(ExportError, match=r"for one constant for all rows is .* nats away. Take .* more calibration rows \(--rows\)$"):
+        export(source(llama()), [Wrong()], tmp_path, tolerance=100.0)
+
+
+@pytest.mark.parametrize(("scheme", "stays"), [("int8", False), ("int4", False), ("ternary", True), (None, False)])
+def test_a_cast_keeps_the_record_of_the_grid_only_where_it_is_true(tmp_path: Path, scheme: str | None, stays: bool) -> None:
+    pytest.importorskip("torchao", reason="integers are torchao's")
+    given = source(ptq(llama(), scheme) if scheme else llama())
+    export(given, parse(["hf:bf16", "hf"], None), tmp_path)
+    again = {name: grids_of(AutoModelForCausalLM.from_pretrained(tmp_path / f"hf-{name}", dtype="auto")) for name in ("bf16", "fp32")}
+    assert again["fp32"].keys() == given.grids.keys(), "the student itself keeps its own"
+    assert again["bf16"].keys() == (given.grids.keys() if stays else set())
+    assert all(torch.equal(grid.levels, given.grids[name].levels) for name, grid in again["bf16"].items())
+
+
+def test_a_student_saved_in_half_precision_keeps_its_record(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="integers are torchao's")
+    saved = ptq(llama().to(torch.bfloat16), "int4")  # type: ignore[arg-type]
+    grids = grids_of(saved)
+    export(source(saved.float(), grids), parse(["hf:bf16"], None), tmp_path)
+    assert len(grids_of(AutoModelForCausalLM.from_pretrained(tmp_path / "hf-bf16", dtype="auto"))) == 14
+
+
+def test_layers_of_two_factors_are_kept(tmp_path: Path) -> None:
+    (done,) = export(source(low_rank()), parse(["hf"], None), tmp_path)
+    assert done.gap.exact
 
 
 def test_padding_does_not_count_and_another_length_does() -> None:

@@ -10,12 +10,13 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
+from distill.compress.factors import multiplied_out
 from distill.compress.ptq import ptq
 from distill.export.driver import export, parse
 from distill.export.gguf_tokens import vocabulary
 from distill.types import ConfigError
 from tests import models
-from tests.export.sources import byte_bpe, llama, source
+from tests.export.sources import byte_bpe, llama, low_rank, source
 
 gguf: Any = pytest.importorskip("gguf", reason="the format needs gguf")
 LAYERS = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_v": "self_attn.v_proj"}
@@ -149,3 +150,11 @@ def test_the_file_says_its_sizes(tmp_path: Path) -> None:
     assert said["attention.head_count_kv"] == config.num_key_value_heads == 2
     assert said["context_length"] == 64
     assert json.dumps(said["rope.freq_base"]) == "10000.0"
+
+
+def test_layers_of_two_factors_are_refused_and_multiplied_out_they_pass(tmp_path: Path) -> None:
+    model = low_rank()
+    with pytest.raises(ConfigError, match=r"gguf cannot store .* '.*up_proj'; .* `distill.compress.factors.multiplied_out"):
+        export(source(model), parse(["gguf"], None), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert export(source(multiplied_out(model)), parse(["gguf"], None), tmp_path)[0].gap.kl < 1e-5

@@ -17,7 +17,7 @@ from distill.export.driver import export, parse
 from distill.export.served import logits_of
 from distill.types import DistillError
 from tests.disk import disk
-from tests.export.sources import batches, bert, llama, source
+from tests.export.sources import batches, bert, llama, low_rank, source
 
 pytest.importorskip("openvino", reason="the format needs openvino")
 pytest.importorskip("nncf", reason="int8 needs nncf")
@@ -106,3 +106,11 @@ def test_what_openvino_does_not_know_is_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("openvino.convert_model", fails)
     with pytest.raises(DistillError, match="openvino: cannot trace llama: no conversion rule for aten::odd; take another format"):
         export(given, parse(["openvino"], None), tmp_path)
+
+
+def test_layers_of_two_factors_are_kept(tmp_path: Path) -> None:
+    model = low_rank()
+    stored = model.config.quantization_config
+    (done,) = export(source(model), parse(["openvino:fp32"], None), tmp_path)
+    assert done.gap.kl < 1e-8
+    assert model.config.quantization_config == stored

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from distill.compress.ptq import ptq
 from distill.export.driver import export, parse
+from distill.export.grid import grids_of
 from distill.types import ConfigError
-from tests.export.sources import bert, llama, mixed, source
+from tests.export.sources import bert, llama, low_rank, mixed, source
 
 pytest.importorskip("torchao", reason="the format needs torchao")
 
@@ -65,3 +66,23 @@ def test_mixed_bits_keep_their_values_and_finer_ones_are_rounded_where_they_must
 def test_groups_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'model.layers.0.mlp.down_proj' has 72 inputs; take int8"):
         export(source(llama(intermediate_size=72)), parse(["torchao:int4"], None), tmp_path)
+
+
+@pytest.mark.parametrize(("scheme", "precision"), [("int8", "int8"), ("int4", "int4"), ("ternary", "int8")])
+def test_a_student_saved_in_half_precision_keeps_its_integers_and_scales(tmp_path: Path, scheme: str, precision: str) -> None:
+    saved = ptq(llama().to(torch.bfloat16), scheme)  # type: ignore[arg-type]
+    grids = grids_of(saved)  # as the verb does: read in the dtype it was saved in, exported in float32
+    export(source(saved.float(), grids), parse(["torchao"], precision), tmp_path)
+    stored = dequantised(tmp_path / f"torchao-{precision}")
+    assert len(stored) == 14
+    for name, weight in stored.items():
+        scales = grids[name].scales.expand(len(weight), -1)
+        expected = grids[name].levels.view(len(weight), scales.shape[1], -1) * scales[..., None]
+        assert torch.equal(weight, expected.view_as(weight))
+
+
+@pytest.mark.parametrize("name", ["torchao", "packed:int8"])
+def test_layers_of_two_factors_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"torchao cannot store .* '.*up_proj'; take hf, packed, onnx or openvino"):
+        export(source(low_rank()), parse([name], None), tmp_path)
+    assert not list(tmp_path.iterdir())

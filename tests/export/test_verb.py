@@ -70,6 +70,7 @@ def test_ptq_stands_beside_it(here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--format=hf", "--precision=int3"], "hf has no 'int3'; it has fp32, bf16"),
         (["--formt=hf"], "Did you mean 'format'?"),
         (["--format=hf", "--ptq=int5"], "ptq"),
+        (["--format=hf", "--group_size=16"], "group_size: 16 is for --ptq, and there is none"),
         (["--format=hf", "--rows=0"], "rows"),
         (["--format=hf", "--student=nowhere"], "there is no student in 'nowhere'"),
         (["--format=hf", "--name=other"], "train it first"),

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from distill import hub, objective
 from distill.checks import check_length, check_packing
 from distill.compress.base import Compression
+from distill.compress.integers import forget
 from distill.data.base import DistillData
 from distill.data.loader import Loader
 from distill.layers import layers_of
 from distill.losses.base import Loss, Setting, Term
 from distill.losses.measure import measure
 from distill.students.base import Student
-from distill.tasks import Task
+from distill.tasks import Task, unwrap
 from distill.teachers.base import Teacher
 from distill.types import Batch, ConfigError, Outputs
 
@@ -82,7 +83,9 @@ class Pair(pl.LightningModule):
         """Make the student as it is before training, its weights in this dtype; seeds torch."""
         torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
         self.recipe_of_student.calibrate_on(self._calibration)
-        return self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, dtype)
+        student = self.recipe_of_student.build(self.task, self.expected, self.data.tokenizer, dtype)
+        forget(unwrap(student))  # of weights that were quantised once, and will be trained
+        return student
 
     def _calibration(self) -> Loader:
         # a loader of its own: the trainer's would give each rank other rows, and lose its position

@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM
 from distill.balance.fixed import FixedWeights
 from distill.balance.gradnorm import GradNorm
 from distill.callbacks.pruning import Pruning
+from distill.compress.integers import record, recorded
+from distill.compress.schemes import SCHEMES
 from distill.losses.base import Loss, TokenLoss
 from distill.losses.divergence import ForwardKL
 from distill.losses.features import HiddenMSE
 from distill.losses.hard import CrossEntropy, ZLoss
 from distill.losses.support import Distribution
 from distill.schedule import Linear
-from distill.students.load import FromConfig
+from distill.students.load import FromConfig, Pretrained
 from distill.types import Batch, ConfigError, Outputs, TrainingError
 from tests import pair
 from tests.ranks import run_ranks
@@ -305,6 +307,17 @@ def test_a_checkpoint_of_another_student_is_refused_in_a_sentence(tmp_path: Path
     pruned = pair.trainer(max_steps=3, callbacks=[Pruning(0.5)])
     with pytest.raises(ConfigError, match=r"it lacks .*mask.*Resume with the model, the losses and the callbacks"):
         pruned.fit(pair.module(tmp_path), data, ckpt_path=tmp_path / "x.ckpt", weights_only=False)
+
+
+def test_a_student_that_was_quantised_once_is_not_said_to_be(tmp_path: Path) -> None:
+    data = pair.data(tmp_path, batch_size=8)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")
+    record(model, "int4", {"model.layers.0.mlp.up_proj": SCHEMES["int4"]})
+    model.save_pretrained(tmp_path / "quantised")
+    pair.tokenizer(tmp_path).save_pretrained(tmp_path / "quantised")
+    module = pair.module(tmp_path, student=Pretrained(str(tmp_path / "quantised")))
+    pair.trainer(max_steps=1).fit(module, data)
+    assert recorded(module.student) == {}
 
 
 def test_a_name_of_the_log_is_refused(tmp_path: Path) -> None:

@@ -61,6 +61,23 @@ class Masking(Compression):
             batch: the first micro-batch of this step.
         """
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the masks keep what small steps add up to, scores or distances."""
+        return False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a precision too coarse for what is added up.
+
+        Raises:
+            ConfigError: weights of half precision, under scores that are learned or distances from where a weight began.
+        """
+        if stage == "fit" and self.remembers and str(trainer.precision) in ("bf16-true", "16-true"):
+            raise ConfigError(
+                f"{self.key()} adds up small steps of the optimizer, which trainer.precision={trainer.precision} rounds away; take "
+                "bf16-mixed, or Pruning with method: magnitude or wanda"
+            )
+
     def prepare(self, student: PreTrainedModel, task: Task) -> None:
         """Put the masks on."""
         self.pruner.prepare(student)

@@ -2,6 +2,7 @@
 
 import pytorch_lightning as pl
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from distill.callbacks.masking import Masking
 from distill.compress.groups import Structure
@@ -10,6 +11,7 @@ from distill.compress.norms import input_norms
 from distill.compress.pruner import KINDS, Method, Parts, Pruner, Weights
 from distill.compress.sparsity import Kind, Scope, sparsity_at
 from distill.parallel.through import through
+from distill.tasks import Task
 from distill.types import Batch, ConfigError
 
 
@@ -76,6 +78,16 @@ class Pruning(Masking):
                 "leave include, exclude and scope out"
             )
         return Parts(kind, structure, self.key())
+
+    @property
+    def remembers(self) -> bool:
+        """Scores are learned, and distances from the start are as small as the steps."""
+        return self.method in ("movement", "displacement")
+
+    def prepare(self, student: PreTrainedModel, task: Task) -> None:
+        """Put the masks on, where the share can be reached."""
+        self.pruner.check_sparsity(student, self.sparsity)
+        super().prepare(student, task)
 
     def summary(self) -> list[str]:
         """What is pruned, how, and how far it has come."""

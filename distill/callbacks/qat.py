@@ -1,8 +1,9 @@
 """Quantisation-aware training: the student computes with the weights (and inputs) that it will have when it is deployed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
+from itertools import count
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -16,8 +17,8 @@ from distill.compress.base import Compression
 from distill.compress.schemes import Scheme
 from distill.compress.select import linears
 from distill.data.loader import permutation
-from distill.losses.measure import measure
 from distill.parallel.gradients import shards_parameters
+from distill.parallel.through import through
 from distill.tasks import Task
 from distill.types import ConfigError, DataError
 
@@ -42,13 +43,16 @@ class QuantizationAwareTraining(Compression):
         start: when λ leaves 0: a step, or below 1 a share of all steps.
         warmup: how long λ takes to 1: steps, or below 1 a share of all; 0 for at once.
         bits: of the layers that a pattern matches, 2 to 8, in place of the scheme's; the first pattern that matches counts.
-        budget: bits a weight on average; each layer's are chosen by what quantising it alone costs the student as training begins.
+        budget: bits a weight on average; each layer's are chosen by what quantising it alone costs the student as training begins, and a
+            checkpoint brings those that it was trained with.
         choices: numbers of bits to choose from under a budget.
         calibration: training rows that this cost is measured on.
 
     Raises:
         ConfigError: no such scheme, a number out of range, options that exclude each other.
     """
+
+    _owners = count()
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class QuantizationAwareTraining(Compression):
         self.bits, self.budget, self.choices, self.calibration = bits or {}, budget, sorted(set(choices)), calibration
         self.schemes: dict[str, Scheme] = {}  # of the layers, once there is a student
         self.costs: dict[str, dict[int, float]] = {}  # of each layer alone, nats, where a budget is given
+        self.owner = next(self._owners)  # by which it finds its fake quantisers in any copy of the student
         self._sizes: dict[str, int] = {}
         self._check()
 
@@ -79,6 +84,9 @@ class QuantizationAwareTraining(Compression):
             raise ConfigError(f"{KEY}: bits and budget are for schemes of integers, not for {self.scheme}; take scheme: int4")
         if self.bits and self.budget is not None:
             raise ConfigError(f"{KEY}: bits sets them by hand and budget by measurement; leave one of them out")
+        if not self.choices or self.calibration < 1:
+            got = f"{self.choices} and {self.calibration}"
+            raise ConfigError(f"{KEY}: choices and calibration, in rows, are at least 1 of each; got {got}")
         for bits in [*self.bits.values(), *self.choices]:
             if not 2 <= bits <= 8:
                 raise ConfigError(f"{KEY}: bits must be 2 to 8, got {bits}; for three values take scheme: ternary")
@@ -87,21 +95,17 @@ class QuantizationAwareTraining(Compression):
 
     # ---- the student
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remember where the calibration rows are."""
-        self._trainer = trainer
-
     def prepare(self, student: PreTrainedModel, task: Task) -> None:
-        """Choose the layers and their bits, the first time, and attach the fake quantisers."""
+        """Choose the layers, the first time, and attach the fake quantisers; a budget's bits come later, see `_settle`."""
         layers = linears(student, self.include, self.exclude, KEY)
         if not self.schemes:
             found = self._by_pattern(layers)
             schemes.check_groups(layers, found, KEY)
             schemes.check_machine(found, KEY)
             self._sizes = {name: layer.in_features * layer.out_features for name, layer in layers.items()}
-            self.schemes = found if self.budget is None else self._measured(student, task, layers)
+            self.schemes = found
         for name, layer in layers.items():
-            fake_quant.attach(layer, self.schemes[name])
+            fake_quant.attach(layer, self.schemes[name], self.owner)
 
     def _by_pattern(self, layers: Mapping[str, nn.Linear]) -> dict[str, Scheme]:
         for pattern in self.bits:
@@ -110,51 +114,86 @@ class QuantizationAwareTraining(Compression):
         first = {name: [bits for pattern, bits in self.bits.items() if fnmatchcase(name, pattern)][:1] for name in layers}
         return {name: replace(self.base, bits=bits[0]) if bits else self.base for name, bits in first.items()}
 
-    def _measured(self, student: PreTrainedModel, task: Task, layers: Mapping[str, nn.Linear]) -> dict[str, Scheme]:
-        assert self.budget is not None
-        data: Any = self._trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, undeclared
-        rows = permutation(len(data.train_set), data.seed, 0)[: self.calibration]
-        batch = data.collator()([data.train_set[int(i)] for i in rows])
-        by_bits = {bits: fake_quant.weight_quantiser(replace(self.base, bits=bits)) for bits in self.choices}
-
-        def loss() -> float:
-            found = measure(task.outputs(student, batch), None, batch["labels"], data.num_classes)
-            return float(found["loss"] / found["count"])
-
-        training = student.training
-        student.eval()
-        with torch.no_grad():
-            self.costs = sensitivity.increases_alone(
-                {name: _stored(layer) for name, layer in layers.items()}, self.choices, lambda _, weight, bits: by_bits[bits](weight), loss
-            )
-        student.train(training)
-        chosen = sensitivity.assign(self.costs, self._sizes, self.budget)
-        chosen = self._trainer.strategy.broadcast(chosen)  # ranks may round differently
-        return {name: replace(self.base, bits=bits) for name, bits in chosen.items()}
-
     def finish(self, student: PreTrainedModel) -> PreTrainedModel:
         """Leave the quantised values as the weights, and say in the config how they are quantised."""
         fake_quant.follow_checkpoint(student)
-        names = dict(student.named_modules())
-        kept = {}
-        for name, how in self._found(student).items():
-            layer: Any = names[name]
+        kept, lost = {}, []
+        for name, (layer, ours) in fake_quant.weights_of(student, self.owner).items():
             fake_quant.detach(layer)
-            if how.kind == "fp8" or _on_grid(layer, how):
-                kept[name] = how
+            if ours.how.kind == "fp8" or _on_grid(layer, ours.how):
+                kept[name] = ours.how
+            else:
+                lost.append(name)
         integers.record(student, self.scheme, kept)
-        if lost := [name for name in self.schemes if name in names and name not in kept]:
+        if lost:
             print(f"Changed by another compression after they were quantised, so that exports quantise them anew: {', '.join(lost)}")
         return student
 
-    def _found(self, student: nn.Module) -> dict[str, Scheme]:
-        """The schemes of the layers that are still there, with the bits that a checkpoint may have brought."""
-        found = {}
-        for name, module in student.named_modules():
-            if name in self.schemes:
-                ours = [each.how for each in module.modules() if isinstance(each, fake_quant.FakeQuantisedWeight)]
-                found[name] = ours[0] if ours else self.schemes[name]
-        return found
+    # ---- the bits of a budget
+
+    def _settle(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the bits from the checkpoint that was loaded, or measure; not in `prepare`, which comes before any checkpoint."""
+        if self.budget is None:
+            return
+        student = _student(pl_module)
+        if not self.costs:
+            self.costs = self._measured(trainer, pl_module)
+            chosen = sensitivity.assign(self.costs, self._sizes, self.budget)
+            chosen = trainer.strategy.broadcast(chosen)  # ranks may round differently
+            for name, (_, quantiser) in fake_quant.weights_of(student, self.owner).items():
+                quantiser.bits.fill_(chosen[name])
+        fake_quant.follow_checkpoint(student)
+        self.schemes = {name: quantiser.how for name, (_, quantiser) in fake_quant.weights_of(student, self.owner).items()}
+
+    @torch.no_grad()
+    def _measured(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, dict[int, float]]:
+        data, student = pl_module.data, _student(pl_module)
+        rows = permutation(len(data.train_set), data.seed, 0)[: self.calibration]
+        batch = trainer.strategy.batch_to_device(data.collator()([data.train_set[int(i)] for i in rows]))
+        by_bits = {bits: fake_quant.weight_quantiser(replace(self.base, bits=bits)) for bits in self.choices}
+        layers = fake_quant.weights_of(student, self.owner)
+
+        def loss(name: str | None, bits: int) -> float:
+            with fake_quant.off(student):
+                if name is not None:
+                    layers[name][1].quantise = by_bits[bits]
+                found = through(trainer, "measures", batch)
+            return float(found["loss"] / found["count"])
+
+        training, teacher = student.training, pl_module.teacher
+        student.eval()
+        pl_module.teacher = None  # the student's own loss is all that is asked for
+        try:
+            return sensitivity.increases_alone(layers, self.choices, loss)
+        finally:
+            pl_module.teacher = teacher
+            student.train(training)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep how each layer is quantised, and what was measured."""
+        return {"schemes": {name: asdict(how) for name, how in self.schemes.items()}, "costs": self.costs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with what a checkpoint was trained with; take the bits where a budget is given.
+
+        Raises:
+            ConfigError: the layers are quantised in another way here.
+        """
+        for name, saved in ((name, Scheme(**how)) for name, how in state_dict["schemes"].items()):
+            here = self.schemes.get(name)  # of other layers the tensors have other names, which is refused elsewhere
+            if here is not None and saved != (here if self.budget is None else replace(here, bits=saved.bits)):
+                raise ConfigError(
+                    f"{KEY}: the checkpoint was trained with '{name}' as {_words(saved)}, but here it is {_words(here)}; go on with the "
+                    "scheme and bits that it was trained with, or begin a new run, e.g. with the student that consolidate makes of it"
+                )
+            if here is not None:
+                self.schemes[name] = saved
+        self.costs = state_dict["costs"]
+
+    @property
+    def state_key(self) -> str:
+        """Several callbacks, for different layers, have a state each."""
+        return f"{type(self).__qualname__}{{'include': {self.include}, 'exclude': {self.exclude}}}"
 
     # ---- the steps
 
@@ -164,7 +203,7 @@ class QuantizationAwareTraining(Compression):
         return float(step >= start) if warmup == 0 else min(1.0, max(0.0, (step - start) / warmup))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at what is known only now, and follow the checkpoint."""
+        """Look at what is known only now, and settle the bits of a budget."""
         total = int(trainer.estimated_stepping_batches)
         start, warmup = (_steps(value, total) for value in (self.start, self.warmup))
         if start + warmup >= total:
@@ -173,7 +212,7 @@ class QuantizationAwareTraining(Compression):
                 "quantised than it was trained; lower them"
             )
         self._refuse_hookless_head(trainer, pl_module)
-        self._follow(pl_module)
+        self._settle(trainer, pl_module)
         self._quantisers = fake_quant.quantisers(_student(pl_module))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -188,16 +227,12 @@ class QuantizationAwareTraining(Compression):
             quantiser.strength = 1.0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Follow the checkpoint that `validate` has loaded."""
-        self._follow(pl_module)
+        """Settle the bits for `validate`."""
+        self._settle(trainer, pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Follow the checkpoint that `test` has loaded."""
-        self._follow(pl_module)
-
-    def _follow(self, pl_module: pl.LightningModule) -> None:
-        fake_quant.follow_checkpoint(_student(pl_module))
-        self.schemes |= self._found(_student(pl_module))
+        """Settle the bits for `test`."""
+        self._settle(trainer, pl_module)
 
     def _refuse_hookless_head(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Under ZeRO-3 the head is called without its hooks (`parallel.gather.gathered`), so without the quantisation of its input."""
@@ -227,6 +262,11 @@ class QuantizationAwareTraining(Compression):
         found: dict[str, Any] = {"scheme": self.scheme, "bits": {name: how.bits for name, how in self.schemes.items()}}
         found |= {"bits_per_weight": self.average} if self.schemes else {}
         return found | ({"costs": self.costs} if self.costs else {})
+
+
+def _words(how: Scheme) -> str:
+    grouped = "no groups" if how.group_size is None else f"groups of {how.group_size}"
+    return f"{how.kind}, {how.bits} bits, {grouped}{', 8-bit inputs' if how.inputs else ''}"
 
 
 def _steps(value: float, total: int) -> int:

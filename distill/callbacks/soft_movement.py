@@ -57,6 +57,11 @@ class SoftMovementPruning(Masking):
         kind = partial(MovementMask, rate=rate)
         super().__init__(Weights(kind, "layer", include, exclude, self.key()), begin, end, every)
 
+    @property
+    def remembers(self) -> bool:
+        """Its scores are learned."""
+        return True
+
     def summary(self) -> list[str]:
         """What is pruned, how, and how far it has come."""
         line = f"σ(S) ≤ {self.threshold:g} by soft movement, λ to {self.penalty:g} from {self.begin:.0%} to {self.end:.0%} of the steps"

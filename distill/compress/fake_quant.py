@@ -11,7 +11,8 @@ clipped or not, below 0 its level is the lowest or the next. So runs that differ
 scheme has them, are 8-bit per token with a zero point, on the range `[min(x, 0), max(x, 0)]`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -93,12 +94,17 @@ class FakeQuantisedWeight(_Blended):
     """Parametrization of a linear layer's weight.
 
     The bits are a buffer too, so that a checkpoint brings them back; see `follow_checkpoint`.
+
+    Args:
+        how: the scheme.
+        owner: who made it, to find it again in a copy of the model.
     """
 
     bits: Tensor
 
-    def __init__(self, how: Scheme) -> None:
+    def __init__(self, how: Scheme, owner: int = 0) -> None:
         super().__init__()
+        self.owner = owner
         self.register_buffer("bits", torch.tensor(how.bits, dtype=torch.int8))
         self.how = how
         self.quantise = weight_quantiser(how)
@@ -119,9 +125,9 @@ class FakeQuantisedInput(_Blended):
         self.handle = layer.register_forward_pre_hook(_quantise_input)
 
 
-def attach(layer: nn.Linear, how: Scheme) -> None:
+def attach(layer: nn.Linear, how: Scheme, owner: int = 0) -> None:
     """Fake-quantise a layer's weight, after what parametrises it already, and its input where the scheme says so; see `detach`."""
-    parametrize.register_parametrization(layer, "weight", FakeQuantisedWeight(how).train(layer.training), unsafe=True)
+    parametrize.register_parametrization(layer, "weight", FakeQuantisedWeight(how, owner).train(layer.training), unsafe=True)
     if how.inputs:
         layer.fake_quantised_input = FakeQuantisedInput(how, layer).train(layer.training)
 
@@ -133,6 +139,31 @@ def _quantise_input(layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def quantisers(model: nn.Module) -> list[_Blended]:
     """All fake quantisers of a model, of weights and inputs."""
     return [module for module in model.modules() if isinstance(module, _Blended)]
+
+
+def weights_of(model: nn.Module, owner: int = 0) -> dict[str, tuple[nn.Linear, FakeQuantisedWeight]]:
+    """The linears whose weight this owner has fake-quantised, by the dotted name that they have now, with their fake quantisers."""
+    found: dict[str, tuple[nn.Linear, FakeQuantisedWeight]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and parametrize.is_parametrized(layer, "weight"):
+            chain: Any = layer.parametrizations["weight"]  # type: ignore[index]
+            ours = [each for each in chain if isinstance(each, FakeQuantisedWeight) and each.owner == owner]
+            if ours:
+                found[name] = layer, ours[0]
+    return found
+
+
+@contextmanager
+def off(model: nn.Module) -> Iterator[None]:
+    """Leave weights and inputs as they are, in `eval` as well."""
+    before = [(module, module.quantise) for module in quantisers(model)]
+    for module, _ in before:
+        module.quantise = torch.clone
+    try:
+        yield
+    finally:
+        for module, quantise in before:
+            module.quantise = quantise
 
 
 def follow_checkpoint(model: nn.Module) -> None:

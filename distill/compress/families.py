@@ -86,7 +86,15 @@ def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
 
 
 def linear(layer: nn.Module, name: str) -> nn.Linear:
-    """Give a linear of a layer by its name there."""
+    """Give a linear of a layer by its name there.
+
+    Raises:
+        ConfigError: it is something else.
+    """
     found = layer.get_submodule(name)
-    assert isinstance(found, nn.Linear)
+    if not isinstance(found, nn.Linear):
+        raise ConfigError(
+            f"'{name}' is a {type(found).__name__}, not a linear layer of its own (a student of LowRank has two there), and rows and "
+            "columns cannot be taken out of it; cut first and factor then, or take out layers"
+        )
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.compress import structured
-from distill.compress.families import family_of, layers_of
+from distill.compress.families import family_of, layers_of, linear
 from distill.compress.sparsity import kept_of, largest
 from distill.types import ConfigError
 
@@ -62,18 +62,19 @@ def groups_of(model: PreTrainedModel, structure: Structure) -> list[Groups]:
         structured.heads_config(model, 1, 1)
     found = []
     for layer in layers:
-        inside = {name: f"{names[id(layer)]}.{name}" for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
+        path = lambda name: names[id(linear(layer, name))]  # noqa: B023, E731  # called in this turn
         if structure == "layers":
-            found.append(Groups(1, tuple(inside.values()), None, len(layers)))
+            inside = tuple(names[id(module)] for module in layer.modules() if isinstance(module, torch.nn.Linear))
+            found.append(Groups(1, inside, None, len(layers)))
         elif structure == "neurons":
             count = config.intermediate_size
-            found.append(Groups(count, tuple(inside[name] for name in family.ffn_in), inside[family.ffn_out], count))
+            found.append(Groups(count, tuple(path(name) for name in family.ffn_in), path(family.ffn_out), count))
         elif structure == "kv_groups" or config.num_attention_heads == config.num_key_value_heads:
-            rows = tuple(inside[name] for name in (family.query, family.key, family.value))
-            found.append(Groups(config.num_key_value_heads, rows, inside[family.out], config.num_key_value_heads))
+            rows = tuple(path(name) for name in (family.query, family.key, family.value))
+            found.append(Groups(config.num_key_value_heads, rows, path(family.out), config.num_key_value_heads))
         else:
             count = config.num_attention_heads
-            found.append(Groups(count, (inside[family.query],), inside[family.out], count // config.num_key_value_heads))
+            found.append(Groups(count, (path(family.query),), path(family.out), count // config.num_key_value_heads))
     if found[0].alone == 1:
         raise ConfigError(f"structure: the model has a single one of its {structure} to choose from, so none can be taken out")
     return found
@@ -82,10 +83,18 @@ def groups_of(model: PreTrainedModel, structure: Structure) -> list[Groups]:
 def kept_groups(model: PreTrainedModel, structure: Structure, sparsity: float) -> int:
     """How many of those that are compared with each other stay: the next number, from `sparsity` upwards, that transformers can load."""
     one = groups_of(model, structure)[0]
-    for kept in range(kept_of(one.alone, sparsity), one.alone):
-        if structured.loadable(model.config, _changes(model, structure, kept * one.count // one.alone)):
-            return kept
-    return one.alone
+    fewest = kept_of(one.alone, sparsity)
+    return next((kept for kept in range(fewest, one.alone) if _loadable(model, structure, one, kept)), one.alone)
+
+
+def loadable_counts(model: PreTrainedModel, structure: Structure) -> list[int]:
+    """All numbers, but the whole, of those that are compared with each other that transformers can load; rising."""
+    one = groups_of(model, structure)[0]
+    return [kept for kept in range(1, one.alone) if _loadable(model, structure, one, kept)]
+
+
+def _loadable(model: PreTrainedModel, structure: Structure, one: Groups, kept: int) -> bool:
+    return structured.loadable(model.config, _changes(model, structure, kept * one.count // one.alone))
 
 
 def _changes(model: PreTrainedModel, structure: Structure, count: int) -> dict[str, int]:

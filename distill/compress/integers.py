@@ -20,6 +20,12 @@ def record(model: PreTrainedModel, name: str, schemes: Mapping[str, Scheme]) -> 
     setattr(model.config, RECORD, {"scheme": name, "layers": layers})
 
 
+def forget(model: PreTrainedModel) -> None:
+    """Drop the record: the weights are going to be others."""
+    if hasattr(model.config, RECORD):
+        delattr(model.config, RECORD)
+
+
 def recorded(model: PreTrainedModel) -> dict[str, Scheme]:
     """How the layers of a saved student are quantised, by name; empty where none is."""
     found: dict[str, Any] = getattr(model.config, RECORD, None) or {"layers": {}}

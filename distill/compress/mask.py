@@ -14,7 +14,9 @@ from distill.parallel.gather import whole
 
 
 class Mask(nn.Module):
-    """Gives `w · m`. The gradient of w is `g · m`, so that what is pruned rests where it was.
+    """Gives `w · m`. The gradient of w is `g · m`: what is pruned gets none.
+
+    It is still moved by the optimizer's momentum and weight decay, which shows where a later mask lets it in again.
 
     Args:
         weight: what it is for.

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from distill.compress import groups, pass_by
+from distill.compress.fake_quant import FakeQuantisedWeight
 from distill.compress.families import layers_of
 from distill.compress.groups import Groups, Structure, groups_of
 from distill.compress.mask import DisplacementMask, Mask, MovementMask, burn, mask_of, masks_of, own_weight, parametrizations, put
@@ -46,6 +47,13 @@ class Pruner(ABC):
 
         Raises:
             ConfigError: there is nothing to prune, or it cannot be.
+        """
+
+    def check_sparsity(self, model: PreTrainedModel, sparsity: float) -> None:  # noqa: B027  # single weights have any
+        """Look at what share can be reached.
+
+        Raises:
+            ConfigError: one is asked for, but nothing would be masked.
         """
 
     @abstractmethod
@@ -177,14 +185,30 @@ class Parts(Pruner):
         except ConfigError as error:
             raise ConfigError(f"{self.key}.structure={self.structure}: {error}") from None
 
+    def check_sparsity(self, model: PreTrainedModel, sparsity: float) -> None:
+        """Refuse a share that is rounded to none."""
+        alone = self._groups(model)[0].alone
+        if sparsity == 0 or groups.kept_groups(model, self.structure, sparsity) < alone:
+            return
+        shares = [f"{1 - kept / alone:.3g}" for kept in groups.loadable_counts(model, self.structure)[::-1]]
+        fix = f"take a sparsity of {', '.join(shares[:5])}{' or more' if len(shares) > 5 else ''}" if shares else "prune something else"
+        raise ConfigError(
+            f"{self.key}: sparsity {sparsity:g} takes none of {alone} {self.structure} out, since no number between can be had that "
+            f"transformers loads; {fix}"
+        )
+
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse other parametrizations of what is cut: their tensors would have the old shape, and their groups other weights."""
+        """Refuse other parametrizations of what is cut: their tensors would have the old shape, and their groups other weights.
+
+        With layers a fake quantiser's record would keep the numbers that the layers had before.
+        """
+        refused: type[nn.Module] = FakeQuantisedWeight if self.structure == "layers" else nn.Module
         for group in self._groups(model):
-            for name in () if group.columns is None else group.linears:
+            for name in group.linears:
                 module = model.get_submodule(name)
                 assert isinstance(module, nn.Linear)
                 for other in parametrizations(module) if parametrize.is_parametrized(module, "weight") else ():
-                    if not (isinstance(other, Mask) and other.owner == self.owner):
+                    if isinstance(other, refused) and not (isinstance(other, Mask) and other.owner == self.owner):
                         raise ConfigError(
                             f"{self.key} will cut '{name}', whose weight goes through {type(other).__name__} of another callback; prune in "
                             "a run of its own, and make the result (runs/NAME/student) the student of the next"

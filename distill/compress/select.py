@@ -1,6 +1,7 @@
 """Which layers a compression is for: the linear layers of a model, by patterns of their names."""
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -26,7 +27,8 @@ def linears(model: PreTrainedModel, include: Sequence[str] | None, exclude: Sequ
         The layers by dotted name; at least one.
 
     Raises:
-        ConfigError: a pattern matches nothing, nothing is left, or a layer shares its weight with another module.
+        ConfigError: a pattern matches nothing, nothing is left, a layer shares its weight with another module, or, without `include`,
+            most of the trunk is in parameters of no linear layer (fused experts), so that little would be compressed.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for option, patterns in (("include", include), ("exclude", exclude)):
@@ -44,6 +46,8 @@ def linears(model: PreTrainedModel, include: Sequence[str] | None, exclude: Sequ
     if not chosen:
         raise ConfigError(f"{key}: {type(model).__name__} has no linear layer to compress{_left(list(found), include, exclude)}")
     _refuse_tied(model, list(chosen), key)
+    if include is None:
+        _refuse_fused(model, {name: module for name, module in found.items() if name not in outside}, key)
     return chosen
 
 
@@ -52,6 +56,21 @@ def _trunk(model: PreTrainedModel) -> set[str]:
     prefix = next(name for name, module in model.named_modules() if module is model.base_model)
     head = model.get_output_embeddings()
     return {name for name, module in model.named_modules() if module is not head and (not prefix or name.startswith(f"{prefix}."))}
+
+
+def _refuse_fused(model: PreTrainedModel, found: dict[str, nn.Linear], key: str) -> None:
+    """Experts of a mixture are parameters `[experts, out, in]` in transformers 5."""
+    fused = {name: parameter.numel() for name, parameter in model.base_model.named_parameters() if parameter.ndim >= 3}
+    linear = sum(module.in_features * module.out_features for module in found.values())
+    if not fused:
+        return
+    said = f"{sum(fused.values()):,} parameters, e.g. '{next(iter(fused))}', are fused over experts and in no linear layer"
+    if sum(fused.values()) > linear:
+        raise ConfigError(
+            f"{key}: {said}, so that only the {linear:,} of its linear layers would be compressed; take a dense student, or say with "
+            "include that these alone are meant"
+        )
+    warnings.warn(f"{key}: {said}: they stay as they are", stacklevel=3)
 
 
 def _refuse_tied(model: PreTrainedModel, names: list[str], key: str) -> None:

@@ -1,44 +1,28 @@
 """How many bits each layer gets: what quantising it alone costs, and the cheapest choice under a size budget."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from distill.types import ConfigError
 
 UNITS = 100_000  # finest division of the budget; the greatest common divisor of a model's layers mostly needs far fewer
 
 
-@torch.no_grad()
-def increases_alone(
-    weights: Mapping[str, Tensor], choices: Sequence[int], quantise: Callable[[str, Tensor, int], Tensor], loss: Callable[[], float]
-) -> dict[str, dict[int, float]]:
-    """Measure `Δ_l(b) = L(only layer l at b bits) − L(no layer quantised)`; every weight is given back as it was.
+def increases_alone(names: Iterable[str], choices: Sequence[int], loss: Callable[[str | None, int], float]) -> dict[str, dict[int, float]]:
+    """Measure `Δ_l(b) = L(only layer l at b bits) − L(no layer quantised)`.
 
     Args:
-        weights: of the layers, by name; changed in place while they are measured.
+        names: of the layers.
         choices: numbers of bits.
-        quantise: gives the weight of a layer (its name, the weight, bits) as it is after quantisation.
-        loss: evaluates the model on the calibration batch; must be deterministic.
+        loss: evaluates the model on the calibration batch with this layer alone at so many bits, or with none; must be deterministic.
 
     Returns:
         Δ by layer and bits, in the unit of the loss.
     """
-    before = loss()
-    found: dict[str, dict[int, float]] = {}
-    for name, weight in weights.items():
-        kept = weight.detach().clone()
-        try:
-            found[name] = {}
-            for bits in choices:
-                weight.copy_(quantise(name, kept, bits))
-                found[name][bits] = loss() - before
-        finally:
-            weight.copy_(kept)
-    return found
+    before = loss(None, 0)
+    return {name: {bits: loss(name, bits) - before for bits in choices} for name in names}
 
 
 def monotone(increases: Mapping[int, float]) -> dict[int, float]:

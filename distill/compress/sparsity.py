@@ -59,7 +59,7 @@ def sparsity_at(
     end = first if kind == "one_shot" else last
     if step < first or (step > end and not (after and (step - end) % every == 0)):
         return None
-    if step >= end and kind != "iterative":
+    if step > end or (step == end and kind != "iterative"):
         return final
     if kind == "cubic":
         return cubic((step - first) / (last - first), final) if (step - first) % every == 0 else None

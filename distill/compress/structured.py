@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
+from distill.compress.factors import label, shapes
 from distill.compress.families import Family, family_of, layers_of, linear
 from distill.types import ConfigError
 
@@ -109,6 +110,8 @@ def remove_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     if kinds is not None:
         config.layer_types = [kinds[i] for i in kept]
     config.num_hidden_layers = len(kept)
+    if shapes(model):
+        label(model)  # the names of factored layers have changed
 
 
 def heads_config(model: PreTrainedModel, heads: int, groups: int) -> dict[str, int]:

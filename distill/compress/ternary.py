@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def absmean(weight: Tensor, group_size: int | None = None, eps: float = 1e-5) -> Tensor:
-    """The scale `γ = max(mean |w|, ε)` of a weight or of each group in a row.
+    """The scale `γ = max(mean |w|, ε)` of a weight or of each group in a row, the mean over the weights that are not exactly 0.
+
+    Those that are were pruned, or are ternary already; with them γ would shrink by their share, and no ternary weight be its own.
 
     Args:
         weight: `[out, in]`.
@@ -17,9 +19,8 @@ def absmean(weight: Tensor, group_size: int | None = None, eps: float = 1e-5) ->
     Returns:
         `[1, 1]`, or `[out, in / group_size]`.
     """
-    magnitudes = weight.abs()
-    grouped = magnitudes.mean().view(1, 1) if group_size is None else magnitudes.unflatten(1, (-1, group_size)).mean(-1)
-    return grouped.clamp(min=eps)
+    groups = weight.abs().reshape(1, 1, -1) if group_size is None else weight.abs().unflatten(1, (-1, group_size))
+    return (groups.sum(-1) / groups.count_nonzero(-1).clamp(min=1)).clamp(min=eps)
 
 
 def ternary(weight: Tensor, group_size: int | None = None, eps: float = 1e-5) -> Tensor:

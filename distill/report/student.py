@@ -51,9 +51,9 @@ def deployed(module: DistillModule, student: nn.Module) -> PreTrainedModel:
     left = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ("parametrizations", "fake_quantised_input", "pass_by")]
     if module.compressions and left:
         raise TrainingError(
-            f"the student was not saved: after all trainer.callbacks were carried out {len(left)} modules that they had added are still there, "
-            f"e.g. '{left[0]}', and transformers would load random weights for them. The last checkpoint is safe: once the callback that left "
-            "them is mended, `consolidate` makes the student of it"
+            f"the student was not saved: after all trainer.callbacks were carried out {len(left)} modules that they had added are still "
+            f"there, e.g. '{left[0]}', and transformers would load random weights for them. The last checkpoint is safe: once the callback "
+            "is mended, `consolidate` makes the student of it"
         )
     return model
 

@@ -34,7 +34,9 @@ class Consolidate(Verb):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint and make sure that it is whole; of the callbacks keep those that change what the student is."""
         config = self.config[self.subcommand]
-        kept = [each for each in config.trainer.callbacks or [] if issubclass(resolve_name(each.class_path), Compression)]
+        given = config.trainer.callbacks or []
+        given = given if isinstance(given, list) else [given]  # one may stand without a list
+        kept = [each for each in given if issubclass(resolve_name(each.class_path), Compression)]
         super().before_instantiate_classes()
         config.trainer.callbacks = kept
         config.name = config.name or folders.default_name(config)

@@ -179,6 +179,24 @@ def test_a_pattern_without_a_match_is_refused() -> None:
         Pruning(0.5, include=["*mpl*"]).prepare(models.causal_lm(), CausalLM())
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+@pytest.mark.parametrize("method", ["movement", "displacement"])
+def test_small_steps_are_not_added_up_in_half_precision(method: Any, precision: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"Pruning adds up small steps.*trainer\.precision={precision} rounds away; take bf16-mixed"):
+        fit(tmp_path, pruned(method=method), precision=precision, max_steps=1)
+
+
+def test_magnitudes_are_fine_in_half_precision(tmp_path: Path) -> None:
+    fit(tmp_path, pruned(), precision="bf16-true", max_steps=1)
+
+
+def test_a_share_of_heads_that_takes_none_is_refused() -> None:
+    """Of 4 heads 3 do not divide a hidden size of 32."""
+    model = models.causal_lm(hidden_size=32, num_attention_heads=4, num_key_value_heads=4)
+    with pytest.raises(ConfigError, match=r"Pruning: sparsity 0\.25 takes none of 4 heads out.*take a sparsity of 0\.5, 0\.75"):
+        Pruning(0.25, structure="heads").prepare(model, CausalLM())
+
+
 def test_the_last_mask_is_set_even_where_the_end_is_the_end_of_training(tmp_path: Path) -> None:
     pruning = Pruning(0.5, end=1.0, every=7)
     fit(tmp_path, pruning)

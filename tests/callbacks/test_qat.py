@@ -9,19 +9,21 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from distill.callbacks.pruning import Pruning
 from distill.callbacks.qat import QuantizationAwareTraining
 from distill.compress import fake_quant, integers
 from distill.compress.select import linears
+from distill.compress.structured import remove_layers
 from distill.losses.measure import measure
 from distill.module import DistillModule
 from distill.report import student as report
 from distill.students.load import FromConfig, Pretrained
 from distill.tasks import CausalLM
 from distill.types import ConfigError
-from tests import pair
+from tests import models, pair
 from tests.compress.test_fake_quant import base_config
 from tests.data.helpers import WORDS
 from tests.parallel import runs
@@ -170,7 +172,7 @@ def test_bits_by_pattern(tmp_path: Path) -> None:
     assert chosen == {"q_proj": 8} | dict.fromkeys(["k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], 3)
 
 
-def test_a_budget_gives_the_sensitive_layers_more(tmp_path: Path) -> None:
+def test_a_budget_gives_the_sensitive_layers_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.data(tmp_path)
     teacher = Pretrained(str(tmp_path / "teacher"))
     callback = qat(scheme="int4", budget=3.2, choices=(2, 4, 8))
@@ -192,9 +194,60 @@ def test_a_budget_gives_the_sensitive_layers_more(tmp_path: Path) -> None:
     layer.weight.data = fake_quant.weight_quantiser(fake_quant.Scheme("int", 2, 8))(layer.weight.data)
     assert callback.costs[name][2] == pytest.approx(loss_of(floats, [batch]) - before, abs=1e-9), "measured alone"
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    other = qat(scheme="int4", bits={"*": 5})  # the checkpoint knows better
-    fit(tmp_path, other, student=teacher, max_steps=3, ckpt=tmp_path / "half.ckpt")
-    assert other.schemes == callback.schemes
+    monkeypatch.setattr(QuantizationAwareTraining, "_measured", None)  # no resume needs it
+    other = qat(scheme="int4", budget=3.2, choices=(2, 4, 8))
+    again = fit(tmp_path, other, student=teacher, max_steps=3, ckpt=tmp_path / "half.ckpt")
+    assert (other.schemes, other.costs) == (callback.schemes, callback.costs)
+    found = fake_quant.weights_of(student_of(again), other.owner)
+    assert {name: each.how.bits for name, (_, each) in found.items()} == {name: how.bits for name, how in callback.schemes.items()}
+    assert len({how.bits for how in other.schemes.values()}) > 1, "or this says nothing"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scheme": "int2"}, r"as int, 4 bits, groups of 8, but here it is int, 2 bits, groups of 8"),
+        ({"scheme": "ternary"}, r"as int, 4 bits, groups of 8, but here it is ternary, 2 bits, groups of 8"),
+        ({"group_size": 16}, r"as int, 4 bits, groups of 8, but here it is int, 4 bits, groups of 16"),
+        ({"scheme": "int8-int4"}, r"as int, 4 bits, groups of 8, but here it is int, 4 bits, groups of 8, 8-bit inputs"),
+        ({"bits": {"*q_proj": 5}}, r"with 'model\.layers\.0\.self_attn\.q_proj' as int, 4 bits, groups of 8, but here it is int, 5 bits"),
+        ({"group_size": 16, "budget": 4.0}, r"as int, 4 bits, groups of 8, but here it is int, 4 bits, groups of 16"),
+    ],
+)
+def test_a_checkpoint_of_another_scheme_is_refused(given: dict[str, Any], said: str, trained: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        fit(trained, qat(**{"scheme": "int4"} | given), ckpt=trained / "int4.ckpt", max_steps=3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of the second step, of `int4` in groups of 8."""
+    folder = tmp_path_factory.mktemp("int4")
+    fit(folder, qat(scheme="int4"), max_steps=2).save_checkpoint(folder / "int4.ckpt")
+    return folder
+
+
+def test_several_for_different_layers_have_a_state_each(tmp_path: Path) -> None:
+    pair_of = lambda: (qat(include=["*mlp*"]), qat(include=["*self_attn*"], scheme="int4"))
+    fit(tmp_path, *pair_of(), max_steps=2).save_checkpoint(tmp_path / "two.ckpt")
+    first, second = pair_of()
+    trainer = fit(tmp_path, first, second, max_steps=3, ckpt=tmp_path / "two.ckpt")
+    for each in (first, second):
+        assert fake_quant.weights_of(student_of(trainer), each.owner).keys() == each.schemes.keys()
+    done = report.deployed(module_of(trainer), report.whole(trainer, module_of(trainer))[0])
+    assert ({how.bits for how in first.schemes.values()}, {how.bits for how in second.schemes.values()}) == ({3}, {4})
+    assert len(first.schemes) + len(second.schemes) == sum(type(each) is nn.Linear for each in done.modules()) - 1, "all but the head"
+
+
+def test_layers_are_found_by_what_is_in_them_when_others_were_taken_out_before() -> None:
+    """Of the layers 0, 1, 2 the first, which is not quantised, is taken out: 1 and 2 are 0 and 1 then."""
+    model, callback = models.causal_lm(num_hidden_layers=3), qat(exclude=["*layers.0.*"])
+    callback.prepare(model, CausalLM())
+    remove_layers(model, [1, 2])
+    callback.finish(model)
+    assert not any(parametrize.is_parametrized(each) for each in model.modules())
+    assert list(integers.recorded(model)) == list(linears(model, None, None, "here"))
+    assert all(len(integers.integers(model.get_submodule(name).weight, how)) == 2 for name, how in integers.recorded(model).items())
 
 
 # ---- ranks
@@ -244,6 +297,27 @@ def test_two_ranks_are_one_process(scheme: str, warmup: int, exact: int, specs: 
         assert (flat != expected).float().mean() < (0.01 if scheme == "ternary" else 0.5), spec
 
 
+def settle(folder: str, spec: str) -> tuple[dict[str, int], list[int]]:
+    """Train a step under a budget; give the bits that were chosen, and those that the student computes with."""
+    path, ranks = Path(folder), int(os.environ["WORLD_SIZE"])
+    callback = qat(scheme="int4", budget=3.2, choices=(2, 4, 8))
+    module = pair.module(path, student=Pretrained(str(path / "teacher")))
+    trainer = runs.trainer(spec, ranks, max_steps=1, callbacks=[callback])
+    trainer.fit(module, pair.data(path, batch_size=4 // ranks, seed=1))
+    assert module.teacher is not None
+    found = fake_quant.weights_of(student_of(trainer), callback.owner).values()
+    return {name: how.bits for name, how in callback.schemes.items()}, [int(each.bits) for _, each in found]
+
+
+@pytest.mark.slow
+def test_ranks_choose_the_bits_that_one_process_does(tmp_path: Path) -> None:
+    pair.data(tmp_path)
+    ((expected, computed),) = run_ranks(settle, 1, str(tmp_path), "auto")
+    assert len(set(expected.values())) > 1
+    assert run_ranks(settle, 2, str(tmp_path), "ZeRO-3") == [(expected, computed)] * 2
+    assert computed == list(expected.values())
+
+
 # ---- mistakes
 
 
@@ -256,6 +330,8 @@ def test_two_ranks_are_one_process(scheme: str, warmup: int, exact: int, specs: 
         ({"bits": {"*": 1}}, r"bits must be 2 to 8, got 1; for three values take scheme: ternary"),
         ({"bits": {"*": 4}, "budget": 3.0}, r"leave one of them out"),
         ({"scheme": "ternary", "budget": 3.0}, r"bits and budget are for schemes of integers, not for ternary"),
+        ({"budget": 3.0, "calibration": 0}, r"choices and calibration, in rows, are at least 1 of each; got \[2, 3, 4, 8\] and 0"),
+        ({"budget": 3.0, "choices": []}, r"choices and calibration, in rows, are at least 1 of each; got \[\] and 16"),
         ({"budget": 9}, r"budget is 9 bits a weight, but choices are \[2, 3, 4, 8\]; take one between them"),
     ],
 )

@@ -75,3 +75,8 @@ def test_training_finds_how_many_weights_stay_and_the_saved_student_computes_the
 def test_bad_values_are_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SoftMovementPruning(**kwargs)
+
+
+def test_scores_are_not_learned_in_half_precision(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"SoftMovementPruning adds up small steps.*precision=bf16-true rounds away; take bf16-mixed"):
+        fit(tmp_path, SoftMovementPruning(), precision="bf16-true", max_steps=1)

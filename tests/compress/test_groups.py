@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.compress.groups import choose, groups_of, kept_groups
+from distill.compress.factors import put_factors
+from distill.compress.groups import choose, groups_of, kept_groups, loadable_counts
 from distill.compress.structured import heads_config
 from distill.types import ConfigError
 from tests.compress.test_structured import new
@@ -71,3 +72,16 @@ def test_nothing_to_choose_from_is_refused() -> None:
     with pytest.raises(ConfigError, match="computes the width of a head"):
         groups_of(new("bert"), "heads")
     assert heads_config(new("qwen2"), 4, 2) == {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+
+
+def test_numbers_that_transformers_can_load() -> None:
+    """Llama's hidden size of 24 is divided by 1, 2, 3 and 4 of 6 heads."""
+    assert loadable_counts(new("llama", num_key_value_heads=6), "kv_groups") == [1, 2, 3, 4]
+
+
+def test_factored_layers_cannot_be_cut() -> None:
+    model = new("llama")
+    put_factors(model, {"model.layers.0.mlp.gate_proj": 2})
+    with pytest.raises(ConfigError, match=r"'mlp\.gate_proj' is a Factored, not a linear layer of its own"):
+        groups_of(model, "neurons")
+    assert len(groups_of(model, "heads")) == len(groups_of(model, "layers")) == 3, "what is not factored can"

@@ -138,3 +138,19 @@ def test_the_own_weight_is_given_without_masks() -> None:
     plain = nn.Linear(2, 2)
     with own_weight(plain, None) as weight:
         assert torch.equal(weight, plain.weight)
+
+
+def test_an_optimizer_moves_what_is_masked_but_the_masked_weight_stays_0() -> None:
+    """Weight decay takes 0.1 · 0.5 of it in a step, though it has no gradient."""
+    linear = nn.Linear(1, 1, bias=False)
+    mask = Mask(linear.weight)
+    put(linear, mask)
+    mask.mask.fill_(False)
+    stored = parametrizations(linear).original
+    before = stored.detach().clone()
+    optimizer = torch.optim.AdamW([stored], lr=0.1, weight_decay=0.5)
+    linear(torch.ones(1, 1)).sum().backward()
+    assert not stored.grad.any()
+    optimizer.step()
+    torch.testing.assert_close(stored.detach(), before * 0.95)
+    assert not linear.weight.any()

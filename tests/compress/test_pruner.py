@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
+from distill.compress import fake_quant
 from distill.compress.groups import Structure
 from distill.compress.mask import DisplacementMask, Mask, MovementMask, masks_of, parametrizations
 from distill.compress.pruner import KINDS, Method, Parts, Pruner, Weights
+from distill.compress.schemes import Scheme
 from distill.compress.sparsity import Scope
 from distill.types import ConfigError
 from tests.compress.test_mask import Round
@@ -131,6 +133,24 @@ def test_another_parametrization_of_what_is_cut_is_refused_before_training() -> 
     masked = logits(model)
     layers.finish(model)
     assert (logits(model) - masked).abs().max() <= 1e-5
+
+
+def test_layers_are_not_taken_out_with_fake_quantised_weights() -> None:
+    """The record of what is quantised would keep the layers' old numbers."""
+    model, layers = new("llama"), Parts(Mask, "layers", KEY)
+    fake_quant.attach(model.model.layers[1].mlp.up_proj, Scheme("int", 4, 8))
+    layers.prepare(model)
+    with pytest.raises(ConfigError, match=r"will cut 'model.layers.1.mlp.up_proj', whose weight goes through FakeQuantisedWeight of"):
+        layers.check(model)
+
+
+def test_a_share_that_would_take_nothing_is_refused() -> None:
+    """Of 6 heads at a hidden size of 24, 5 cannot be loaded by Llama: 4, 3, 2 or 1 can."""
+    pruner = Parts(Mask, "kv_groups", KEY)
+    with pytest.raises(ConfigError, match=r"sparsity 0\.2 takes none of 6 kv_groups out.*take a sparsity of 0\.333, 0\.5, 0\.667, 0\.833$"):
+        pruner.check_sparsity(new("llama", num_key_value_heads=6), 0.2)
+    for fine in (0.0, 0.333, 0.5, 0.8):
+        pruner.check_sparsity(new("llama", num_key_value_heads=6), fine)
 
 
 @pytest.mark.parametrize("method", get_args(Method))

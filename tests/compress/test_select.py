@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from distill.compress.select import linears
 from distill.types import ConfigError
@@ -78,3 +78,20 @@ def test_a_tied_weight_is_refused() -> None:
         linears(model, ["*"], None, KEY)
     assert "lm_head" not in linears(model, ["*"], ["lm_head"], KEY)
     assert torch.is_tensor(next(iter(linears(model, None, None, KEY).values())).weight)
+
+
+def mixture(experts: int) -> PreTrainedModel:
+    config = MixtralConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_local_experts=experts
+    )
+    return MixtralForCausalLM(config)
+
+
+def test_fused_experts_are_not_left_out_in_silence() -> None:
+    """An expert has 3 · 16 · 24 weights; the layer's attention and router have far fewer than four of them."""
+    with pytest.raises(ConfigError, match=r"Pruning: 4,608 parameters, e\.g\. 'layers\.0\.mlp\.experts\.[a-z_]+', are fused over experts"):
+        linears(mixture(4), None, None, KEY)
+    assert len(linears(mixture(4), ["*self_attn*"], None, KEY)) == 4, "asked for by name"
+    few = AutoModelForCausalLM.from_config(MixtralConfig(**mixture(1).config.to_dict() | {"intermediate_size": 4}))
+    with pytest.warns(UserWarning, match="192 parameters.*they stay as they are"):
+        linears(few, None, None, KEY)

@@ -41,6 +41,9 @@ def test_when_the_others_are_due() -> None:
 def test_learned_scores_move_masks_to_the_end() -> None:
     assert list(due(20, 3, 9, 0.9, "cubic", every=4, after=True)) == [3, 7, 9, 13, 17]
     assert list(due(20, 3, 9, 0.9, "one_shot", every=8, after=True)) == [3, 11, 19]
+    # turns at 3, 7 and 12, every 5 steps from 3 on to 17, and every 5 after it
+    assert list(due(40, 3, 17, 0.5, "iterative", every=5, turns=3, after=True)) == [3, 7, 8, 12, 13, 22, 27, 32, 37]
+    assert due(40, 3, 17, 0.5, "iterative", every=5, turns=3, after=True)[37] == 0.5
 
 
 def test_amounts_do_not_compound() -> None:

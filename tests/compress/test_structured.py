@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from distill.compress.factors import label, put_factors, shapes
 from distill.compress.structured import remove_kv_groups, remove_layers, remove_neurons, remove_query_heads
 from distill.types import ConfigError
 from tests import models
@@ -175,3 +176,12 @@ def test_heads_of_bert_are_refused() -> None:
 def test_an_unknown_architecture_is_named_with_those_that_work() -> None:
     with pytest.raises(ConfigError, match=r"type 'gpt2'; of these they can: llama, .*electra"):
         remove_neurons(models.causal_lm("gpt2"), [torch.arange(2)] * 2)
+
+
+def test_the_names_of_factored_layers_follow(tmp_path: Path) -> None:
+    model = new("llama")
+    put_factors(model, {"model.layers.0.mlp.gate_proj": 2, "model.layers.2.mlp.up_proj": 3})
+    label(model)
+    remove_layers(model, [1, 2])
+    model.save_pretrained(tmp_path)
+    assert shapes(AutoModelForCausalLM.from_pretrained(tmp_path)) == {"model.layers.1.mlp.up_proj": 3}

@@ -27,6 +27,13 @@ def test_by_hand() -> None:
     assert ternary(torch.zeros(2, 2)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
+def test_pruned_weights_do_not_shrink_the_scale_of_the_others() -> None:
+    weight = torch.tensor([[4.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, -3.0]])
+    assert absmean(weight).tolist() == [[3.0]]
+    assert absmean(weight, 4).tolist() == [[3.0], [3.0]]
+    assert torch.equal(ternary(ternary(weight)), ternary(weight))
+
+
 @pytest.mark.parametrize("group_size", [None, 4, 12])
 def test_against_the_paper(group_size: int | None) -> None:
     weight = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))

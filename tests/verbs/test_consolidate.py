@@ -132,6 +132,25 @@ def test_compressions_are_carried_out_and_other_callbacks_left_alone(here: Path,
     assert same(here / "last", here / "runs" / "a" / "student")
 
 
+@pytest.mark.parametrize("as_list", [True, False])
+def test_bits_of_a_budget_are_those_of_the_checkpoint(as_list: bool, here: Path) -> None:
+    """Measured when training began, and not again; `callbacks` may be one that stands without a list."""
+    given = yaml.safe_load((here / "kd.yaml").read_text())
+    init = {"scheme": "int4", "group_size": 8, "budget": 3.2, "choices": [2, 4, 8]}
+    one = {"class_path": "QuantizationAwareTraining", "init_args": init}
+    given["trainer"]["callbacks"] = [one] if as_list else one
+    (here / "kd.yaml").write_text(yaml.safe_dump(given))
+    assert fit() == 0
+    assert consolidate("--out=last") == 0
+    assert same(here / "last", here / "runs" / "a" / "student")
+    kept = [
+        json.loads((folder / "config.json").read_text())["distill_quantization"]
+        for folder in (here / "last", here / "runs" / "a" / "student")
+    ]
+    assert kept[0] == kept[1]
+    assert len({how["bits"] for how in kept[0]["layers"].values()}) > 1, "or this says nothing"
+
+
 def test_what_cannot_be_is_a_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--trainer.max_steps=2") == 0
     (here / "there").mkdir()

@@ -72,11 +72,25 @@ class Masking(Compression):
         Raises:
             ConfigError: weights of half precision, under scores that are learned or distances from where a weight began.
         """
+        self._step = -1
         if stage == "fit" and self.remembers and str(trainer.precision) in ("bf16-true", "16-true"):
             raise ConfigError(
                 f"{self.key()} adds up small steps of the optimizer, which trainer.precision={trainer.precision} rounds away; take "
                 "bf16-mixed, or Pruning with method: magnitude or wanda"
             )
+
+    @property
+    def state_key(self) -> str:
+        """Tells several maskings of one student apart."""
+        return self._generate_state_key(**{k: v for k, v in vars(self.pruner).items() if k in ("include", "exclude", "structure")})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep which step the masks are of: a run that was stopped within its window must not set them twice."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self._step = state_dict["step"]
 
     def prepare(self, student: PreTrainedModel, task: Task) -> None:
         """Put the masks on."""
@@ -104,7 +118,7 @@ class Masking(Compression):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take note of the student, and refuse what other compressions do with it."""
         student: Any = pl_module.student
-        self.student, self._step = student, -1
+        self.student = student
         several = [callback for callback in trainer.callbacks if isinstance(callback, Masking)]  # type: ignore[attr-defined]
         self._logged = "train/sparsity" if len(several) == 1 else f"train/sparsity_{several.index(self) + 1}"
         self.pruner.check(student)

@@ -41,12 +41,12 @@ def displacement(weight: Tensor, initial: Tensor) -> Tensor:
 
     Args:
         weight: w, `[out, in]`.
-        initial: w₀, `[out, in]`.
+        initial: w₀, `[out, in]`; rounded to the weight's dtype, which DeepSpeed's bfloat16 makes coarser than what it began as.
 
     Returns:
         `[out, in]`, float32.
     """
-    return (weight.detach().float() - initial.float()).abs()
+    return (weight.detach().float() - initial.to(weight.dtype).float()).abs()
 
 
 def wanda(weight: Tensor, norms: Tensor) -> Tensor:

@@ -58,7 +58,9 @@ def _rapl_microjoules() -> dict[str, int]:
     found = {}
     for counter in sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj")):
         try:
-            if not (counter.parent / "name").read_text().startswith("package"):  # its cores and memory are counted with it, the board above it
+            if (
+                not (counter.parent / "name").read_text().startswith("package")
+            ):  # its cores and memory are counted with it, the board above it
                 continue
             found[counter.parent.name] = int(counter.read_text())
         except OSError:

@@ -109,7 +109,8 @@ class DistillModule(Pair):
         """Take the balancer's state back, and let Lightning count micro-batches from where the data go on."""
         if "state_dict" in checkpoint:  # a strategy that shards the weights has read them by now, and refused others
             objective.check_checkpoint(self.losses, checkpoint["state_dict"])
-            check_names(Path(str(self.trainer.ckpt_path)), checkpoint["state_dict"], self.state_dict())
+            frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]  # DeepSpeed may leave them out
+            check_names(Path(str(self.trainer.ckpt_path)), checkpoint["state_dict"], self.state_dict(), frozen)
         self._non_finite.load_state_dict(checkpoint["non_finite"])
         kept = checkpoint["balancer"]
         if kept["class"] == type(self.balancer).__name__:  # another balancer begins anew

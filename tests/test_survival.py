@@ -103,7 +103,9 @@ def killed(
     theirs.close()
     try:
         assert ours.poll(PATIENCE_S), "training did not start"
-        assert ours.recv() == "started"
+        if (first := ours.recv()) == "done":  # the kill before came after the last checkpoint: there is nothing left to train
+            return True, 0.0
+        assert first == "started"
         start = time.monotonic()
         done = ours.poll(PATIENCE_S if after_s is None else after_s)
         while saving and not done and not any((run / "checkpoints").glob(".*.tmp")):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,18 @@ def fit(*args: str) -> int:
 
 def records(run: Path) -> list[list[dict[str, Any]]]:
     """The records of each start of a run, in order."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     folders = sorted((run / "wandb").glob("offline-run-*"))
-    printed = [subprocess.run([*command, str(folder)], check=True, capture_output=True, text=True).stdout for folder in folders]
-    return [[json.loads(line) for line in lines.splitlines()] for lines in printed]
+    return [[json.loads(line) for line in _inspected(folder).splitlines()] for folder in folders]
+
+
+def _inspected(folder: Path) -> str:
+    """What W&B reads out of an offline run; its own process may still be closing the file."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    end = time.monotonic() + 60
+    while (done := subprocess.run(command, check=False, capture_output=True, text=True)).returncode:
+        assert time.monotonic() < end, done.stderr
+        time.sleep(0.5)
+    return done.stdout
 
 
 def test_every_line_of_metrics_with_config_and_fingerprints(here: Path) -> None:

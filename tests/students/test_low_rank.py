@@ -177,7 +177,7 @@ def test_sharded_or_not_it_is_cut_trained_and_saved_alike(tmp_path: Path) -> Non
     expected = load_file(tmp_path / "auto/student/model.safetensors")
     assert any("first.weight" in name for name in expected)
     assert expected["model.embed_tokens.weight"].shape[1] == 16
-    for strategy in ("zero3", "fsdp2"):
+    for strategy in ("zero3",):
         run_ranks(trained, 2, tmp_path, strategy)
         torch.testing.assert_close(load_file(tmp_path / strategy / "student/model.safetensors"), expected, rtol=1e-3, atol=1e-4)
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / strategy / "student")

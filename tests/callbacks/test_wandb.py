@@ -144,12 +144,19 @@ def test_a_run_that_fails_is_marked_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "preempted"), [(signal.SIGUSR1, True), (signal.SIGTERM, True), (signal.SIGINT, False)])
 def test_a_run_that_goes_on_later_is_no_failure(number: int, preempted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the server shows as preempted: `preempting` and then a status other than 0."""
+
+    def once() -> None:
+        """Send it, and wait until it is noted: a second SIGINT would leave at once."""
+        os.kill(os.getpid(), number)
+        while not signals.received():
+            time.sleep(0.01)
+
     with signals.noted(), server() as (port, received):
         use_server(monkeypatch, port)
         logger: Any = wandb_logger("p", tmp_path, {})
         made = trainer(Preemption(tmp_path), logger=logger, max_steps=3)
         with pytest.raises(signals.Stopped):
-            made.fit(Tiny(on_train=lambda: os.kill(os.getpid(), number)), loader())
+            made.fit(Tiny(on_train=once), loader())
     assert any('"preempting":true' in body for body in received) == preempted
     assert any('"complete":true,"exitcode":1' in body for body in received)
 

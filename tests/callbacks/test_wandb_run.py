@@ -33,6 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fit(*args: str) -> int:
+    wandb.teardown()  # what another file's tests have left running works in another folder, and paths of a run are relative
     done = main(["fit", "--config", "kd.yaml", "--name=a", "--logger=wandb", *args])
     wandb.teardown()
     return done

@@ -22,7 +22,7 @@ demo: install
 
 # Much of the suite waits, for time-outs, ranks and servers: three processes on two cores, one thread each.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: install
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.compress.schemes import Scheme
@@ -74,25 +74,3 @@ def integers(weight: Tensor, how: Scheme) -> tuple[Tensor, Tensor]:
 def _moved(values: Tensor, places: int) -> Tensor:
     """The neighbours of positive floats, so many places on; `nextafter` knows no float16."""
     return (values.view(torch.int32 if values.element_size() == 4 else torch.int16) + places).view(values.dtype)
-
-
-def to_torchao(model: PreTrainedModel) -> PreTrainedModel:
-    """Store the layers of a saved student as torchao's tensors of integers, in place, with the scales that its weights hold.
-
-    Not by `quantize_` with a base config: it would choose scales anew, for which quantised values are no fixed point.
-
-    Args:
-        model: as stock `from_pretrained` loads it.
-    """
-    from torchao.quantization import IntxUnpackedToInt8Tensor
-
-    for name, how in recorded(model).items():
-        layer: Any = model.get_submodule(name)
-        levels, scales = integers(layer.weight, how)
-        block = tuple(size // parts for size, parts in zip(levels.shape, scales.shape, strict=True))
-        dtype, inputs = getattr(torch, f"int{how.bits}"), "int8_asym_per_token" if how.inputs else None
-        stored = IntxUnpackedToInt8Tensor(
-            levels, scales, torch.zeros_like(scales, dtype=torch.int8), dtype, block, layer.weight.dtype, inputs
-        )
-        layer.weight = nn.Parameter(stored, requires_grad=False)
-    return model

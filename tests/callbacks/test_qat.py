@@ -26,6 +26,7 @@ from distill.types import ConfigError
 from tests import models, pair
 from tests.compress.test_fake_quant import base_config
 from tests.data.helpers import WORDS
+from tests.export.sources import as_torchao
 from tests.parallel import runs
 from tests.ranks import run_ranks
 
@@ -110,7 +111,7 @@ def test_the_saved_student_is_the_one_that_was_measured(scheme: str, tmp_path: P
         assert torch.equal(stock(batches[0]["input_ids"]).logits, expected)
     assert integers.recorded(stock) == callback.schemes
     loss = loss_of(trained, batches)
-    assert torch.equal(integers.to_torchao(stock)(batches[0]["input_ids"]).logits, expected)
+    assert torch.equal(as_torchao(stock)(batches[0]["input_ids"]).logits, expected)
     assert abs(loss_of(stock, batches) - loss) <= 2e-4
     if how.kind == "int":
         floats = module.new_student(torch.float32).eval()
@@ -159,7 +160,7 @@ def test_after_a_mask_zeros_stay_and_the_rest_is_quantised(tmp_path: Path) -> No
     assert torch.equal(stock(batch["input_ids"]).logits, expected)
     zeros = [float((layer.weight == 0).float().mean()) for layer in linears(stock, None, None, "here").values()]
     assert min(zeros) >= 0.45
-    assert torch.equal(integers.to_torchao(stock)(batch["input_ids"]).logits, expected)
+    assert torch.equal(as_torchao(stock)(batch["input_ids"]).logits, expected)
 
 
 # ---- bits

@@ -13,6 +13,7 @@ from distill.compress.select import linears
 from distill.types import DataError
 from tests import models
 from tests.compress.test_fake_quant import ALL, attached
+from tests.export.sources import as_torchao
 
 INTEGERS = [(name, group_size) for name, group_size in ALL if name != "fp8"]
 
@@ -70,7 +71,7 @@ def test_stock_transformers_and_torchao_give_the_logits(
     if not how.inputs:
         assert torch.equal(loaded(models.tokens()).logits, expected), "stock transformers"
     assert integers.recorded(loaded) == dict.fromkeys(linears(loaded, None, None, "here"), how)
-    assert torch.equal(integers.to_torchao(loaded)(models.tokens()).logits, expected), "torchao's integers"
+    assert torch.equal(as_torchao(loaded)(models.tokens()).logits, expected), "torchao's integers"
 
 
 def test_a_model_that_was_never_quantised_has_no_record() -> None:

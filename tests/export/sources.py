@@ -18,6 +18,7 @@ from distill.compress.factors import label, put_factors
 from distill.compress.ptq import ptq
 from distill.export.base import Source
 from distill.export.grid import Grid, grids_of
+from distill.export.torchao import carry
 from distill.tasks import CausalLM, SequenceClassification
 from distill.types import Batch
 
@@ -73,6 +74,13 @@ def batches() -> Iterable[Batch]:
         mask = torch.ones_like(ids)
         mask[0, length - 2 :] = 0
         yield {"input_ids": ids, "attention_mask": mask, "labels": ids}
+
+
+def as_torchao(model: Any) -> Any:
+    """The weights of a saved student as torchao's integers, in place, as the export stores them."""
+    for name, grid in grids_of(model).items():
+        carry(model.get_submodule(name), grid)
+    return model
 
 
 def source(model: PreTrainedModel, grids: dict[str, Grid] | None = None) -> Source:

@@ -7,20 +7,18 @@ from itertools import count
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from torch import nn
-from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
+from distill.callbacks.alone import costs_alone
 from distill.compress import fake_quant, integers, schemes, sensitivity
 from distill.compress.base import Compression
+from distill.compress.fake_quant import stored
 from distill.compress.schemes import Scheme
 from distill.compress.select import linears
-from distill.data.loader import permutation
 from distill.parallel.gradients import shards_parameters
-from distill.parallel.through import through
 from distill.tasks import Task
-from distill.types import ConfigError, DataError
+from distill.types import ConfigError
 
 KEY = "trainer.callbacks: QuantizationAwareTraining"
 
@@ -104,6 +102,8 @@ class QuantizationAwareTraining(Compression):
             schemes.check_machine(found, KEY)
             self._sizes = {name: layer.in_features * layer.out_features for name, layer in layers.items()}
             self.schemes = found
+        if twice := [name for name, layer in layers.items() if fake_quant.quantisers(layer)]:
+            raise ConfigError(f"{KEY}: two of them quantise '{twice[0]}'; say in include or exclude which layers belong to each")
         for name, layer in layers.items():
             fake_quant.attach(layer, self.schemes[name], self.owner)
 
@@ -120,7 +120,7 @@ class QuantizationAwareTraining(Compression):
         kept, lost = {}, []
         for name, (layer, ours) in fake_quant.weights_of(student, self.owner).items():
             fake_quant.detach(layer)
-            if ours.how.kind == "fp8" or _on_grid(layer, ours.how):
+            if ours.how.kind == "fp8" or integers.on_grid(stored(layer), ours.how):
                 kept[name] = ours.how
             else:
                 lost.append(name)
@@ -137,37 +137,13 @@ class QuantizationAwareTraining(Compression):
             return
         student = _student(pl_module)
         if not self.costs:
-            self.costs = self._measured(trainer, pl_module)
+            self.costs = costs_alone(trainer, pl_module, self.owner, self.base, self.choices, self.calibration)
             chosen = sensitivity.assign(self.costs, self._sizes, self.budget)
             chosen = trainer.strategy.broadcast(chosen)  # ranks may round differently
             for name, (_, quantiser) in fake_quant.weights_of(student, self.owner).items():
                 quantiser.bits.fill_(chosen[name])
         fake_quant.follow_checkpoint(student)
         self.schemes = {name: quantiser.how for name, (_, quantiser) in fake_quant.weights_of(student, self.owner).items()}
-
-    @torch.no_grad()
-    def _measured(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, dict[int, float]]:
-        data, student = pl_module.data, _student(pl_module)
-        rows = permutation(len(data.train_set), data.seed, 0)[: self.calibration]
-        batch = trainer.strategy.batch_to_device(data.collator()([data.train_set[int(i)] for i in rows]))
-        by_bits = {bits: fake_quant.weight_quantiser(replace(self.base, bits=bits)) for bits in self.choices}
-        layers = fake_quant.weights_of(student, self.owner)
-
-        def loss(name: str | None, bits: int) -> float:
-            with fake_quant.off(student):
-                if name is not None:
-                    layers[name][1].quantise = by_bits[bits]
-                found = through(trainer, "measures", batch)
-            return float(found["loss"] / found["count"])
-
-        training, teacher = student.training, pl_module.teacher
-        student.eval()
-        pl_module.teacher = None  # the student's own loss is all that is asked for
-        try:
-            return sensitivity.increases_alone(layers, self.choices, loss)
-        finally:
-            pl_module.teacher = teacher
-            student.train(training)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep how each layer is quantised, and what was measured."""
@@ -213,7 +189,7 @@ class QuantizationAwareTraining(Compression):
             )
         self._refuse_hookless_head(trainer, pl_module)
         self._settle(trainer, pl_module)
-        self._quantisers = fake_quant.quantisers(_student(pl_module))
+        self._quantisers = fake_quant.quantisers(_student(pl_module), self.owner)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Set λ."""
@@ -277,20 +253,3 @@ def _student(pl_module: Any) -> nn.Module:
     student = pl_module.student
     assert isinstance(student, nn.Module), "configure_model comes first"
     return student
-
-
-def _stored(layer: Any) -> torch.Tensor:
-    """The tensor that the optimizer will change, whatever parametrises the weight."""
-    stored: torch.Tensor = layer.parametrizations.weight.original if parametrize.is_parametrized(layer, "weight") else layer.weight
-    return stored
-
-
-def _on_grid(layer: nn.Linear, how: Scheme) -> bool:
-    weight: torch.Tensor = _stored(layer)
-    if how.group_size is not None and weight.shape[1] % how.group_size:
-        return False
-    try:
-        integers.integers(weight, how)
-    except DataError:
-        return False
-    return True

@@ -73,13 +73,14 @@ class _Blended(nn.Module):
 
     Attributes:
         strength: λ, from 0 to 1.
+        owner: who made it, to find it again in a copy of the model.
     """
 
     quantise: Callable[[Tensor], Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, owner: int) -> None:
         super().__init__()
-        self.strength = 1.0
+        self.strength, self.owner = 1.0, owner
 
     def forward(self, value: Tensor) -> Tensor:
         """Quantise as far as λ says."""
@@ -103,8 +104,7 @@ class FakeQuantisedWeight(_Blended):
     bits: Tensor
 
     def __init__(self, how: Scheme, owner: int = 0) -> None:
-        super().__init__()
-        self.owner = owner
+        super().__init__(owner)
         self.register_buffer("bits", torch.tensor(how.bits, dtype=torch.int8))
         self.how = how
         self.quantise = weight_quantiser(how)
@@ -119,8 +119,8 @@ class FakeQuantisedWeight(_Blended):
 class FakeQuantisedInput(_Blended):
     """Child of a linear layer that quantises its input, with the handle of the hook that calls it."""
 
-    def __init__(self, how: Scheme, layer: nn.Linear) -> None:
-        super().__init__()
+    def __init__(self, how: Scheme, layer: nn.Linear, owner: int = 0) -> None:
+        super().__init__(owner)
         self.quantise = input_quantiser(how)
         self.handle = layer.register_forward_pre_hook(_quantise_input)
 
@@ -129,16 +129,16 @@ def attach(layer: nn.Linear, how: Scheme, owner: int = 0) -> None:
     """Fake-quantise a layer's weight, after what parametrises it already, and its input where the scheme says so; see `detach`."""
     parametrize.register_parametrization(layer, "weight", FakeQuantisedWeight(how, owner).train(layer.training), unsafe=True)
     if how.inputs:
-        layer.fake_quantised_input = FakeQuantisedInput(how, layer).train(layer.training)
+        layer.fake_quantised_input = FakeQuantisedInput(how, layer, owner).train(layer.training)
 
 
 def _quantise_input(layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (layer.fake_quantised_input(args[0]), *args[1:])
 
 
-def quantisers(model: nn.Module) -> list[_Blended]:
-    """All fake quantisers of a model, of weights and inputs."""
-    return [module for module in model.modules() if isinstance(module, _Blended)]
+def quantisers(model: nn.Module, owner: int | None = None) -> list[_Blended]:
+    """The fake quantisers of a model, of weights and inputs: all, or one owner's."""
+    return [module for module in model.modules() if isinstance(module, _Blended) and owner in (None, module.owner)]
 
 
 def weights_of(model: nn.Module, owner: int = 0) -> dict[str, tuple[nn.Linear, FakeQuantisedWeight]]:
@@ -150,6 +150,12 @@ def weights_of(model: nn.Module, owner: int = 0) -> dict[str, tuple[nn.Linear, F
             ours = [each for each in chain if isinstance(each, FakeQuantisedWeight) and each.owner == owner]
             if ours:
                 found[name] = layer, ours[0]
+    return found
+
+
+def stored(layer: Any) -> Tensor:
+    """The tensor behind a linear's weight that the optimizer changes, whatever parametrises it."""
+    found: Tensor = layer.parametrizations.weight.original if parametrize.is_parametrized(layer, "weight") else layer.weight
     return found
 
 

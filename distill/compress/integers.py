@@ -15,9 +15,14 @@ RECORD = "distill_quantization"  # key of the model's config.json
 
 
 def record(model: PreTrainedModel, name: str, schemes: Mapping[str, Scheme]) -> None:
-    """Say in the model's config what its weights are quantised to; `save_pretrained` writes it, and transformers passes over it."""
-    layers = {layer: asdict(how) for layer, how in schemes.items()}
-    setattr(model.config, RECORD, {"scheme": name, "layers": layers})
+    """Say in the model's config what its weights are quantised to; `save_pretrained` writes it, and transformers passes over it.
+
+    Of layers that were recorded before, by another compression of the same model, the record stays.
+    """
+    before: dict[str, Any] = getattr(model.config, RECORD, None) or {"scheme": "", "layers": {}}
+    names = dict.fromkeys([*filter(None, before["scheme"].split(" + ")), name])
+    layers = before["layers"] | {layer: asdict(how) for layer, how in schemes.items()}
+    setattr(model.config, RECORD, {"scheme": " + ".join(names), "layers": layers})
 
 
 def forget(model: PreTrainedModel) -> None:
@@ -69,6 +74,17 @@ def integers(weight: Tensor, how: Scheme) -> tuple[Tensor, Tensor]:
             "levels: the student was trained or cast after it was quantised; quantise it anew"
         )
     return (blocks / scales).round().to(torch.int8).view_as(weight), scales.squeeze(-1)
+
+
+def on_grid(weight: Tensor, how: Scheme) -> bool:
+    """Whether `integers` can be read back from a weight."""
+    if how.group_size is not None and weight.shape[1] % how.group_size:
+        return False
+    try:
+        integers(weight, how)
+    except DataError:
+        return False
+    return True
 
 
 def _moved(values: Tensor, places: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill import hub
+from distill.compress.factors import shapes
 from distill.compress.families import family_of
 from distill.compress.importance import Importance, by_activation, by_weights
 from distill.compress.structured import head_dim
@@ -96,6 +97,11 @@ class Shrunk(Student):
                 "but not for a --dry-run: run the recipe, then look again"
             )
         model = self.base.build(task, expected, tokenizer, dtype)
+        if shapes(model):
+            raise ConfigError(
+                f"model.student.model: '{self.base.name}' is of low rank already, and factors cannot be cut; shrink first, and make it of "
+                "low rank after: LowRank with base: Shrunk"
+            )
         family_of(model)
         self.source = hub.describe(model)
         if self.kept is None:

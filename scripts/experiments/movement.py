@@ -56,6 +56,7 @@ def overrides(args: argparse.Namespace, method: str, sparsity: float, seed: int)
         f"--model.student.model={args.encoder}",
         f"--data.tokenizer={args.encoder}",
         f"--model.optimizer.lr={args.lr}",
+        f"--data.batch_size={args.batch}",
         f"--trainer.max_steps={args.steps}",
         f"--trainer.val_check_interval={args.steps}",
         f"--trainer.callbacks={json.dumps(callbacks(method, sparsity))}",
@@ -85,7 +86,7 @@ def arm(args: argparse.Namespace, method: str, sparsity: float, test: TestSet) -
     """Train and measure an arm with every seed."""
     found = []
     for seed in args.seeds:
-        settings = f"{args.steps}x{args.lr:g}"
+        settings = f"{args.steps}x{args.batch}-{args.lr:g}"
         folder = RUNS / f"{f'{method}-{sparsity:g}' if sparsity else 'dense'}-{settings}-{seed}"
         train(folder, CONFIG, overrides(args, method, sparsity, seed))
         found.append(measure(student_logits(folder, test), test) | {"zeros": zeros(folder)})
@@ -102,8 +103,9 @@ def main() -> None:
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.5, 0.8, 0.9, 0.97], help="0 is without pruning")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["magnitude", "movement"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=320, help="optimizer steps of 32 texts, each a second of one CPU core")
-    parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps, each half a second of one CPU core")
+    parser.add_argument("--batch", type=int, default=16, help="texts in a step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     args = parser.parse_args()
     prepare(args.banking77, args.teacher)
     test = TestSet.read(DATA)

@@ -238,6 +238,33 @@ def test_several_for_different_layers_have_a_state_each(tmp_path: Path) -> None:
     done = report.deployed(module_of(trainer), report.whole(trainer, module_of(trainer))[0])
     assert ({how.bits for how in first.schemes.values()}, {how.bits for how in second.schemes.values()}) == ({3}, {4})
     assert len(first.schemes) + len(second.schemes) == sum(type(each) is nn.Linear for each in done.modules()) - 1, "all but the head"
+    assert {name: how.bits for name, how in integers.recorded(done).items()} == {
+        name: how.bits for each in (first, second) for name, how in each.schemes.items()
+    }, "the record of the first is not lost"
+
+
+def test_each_of_several_begins_when_it_was_told(tmp_path: Path) -> None:
+    early, late = qat(include=["*mlp*"]), qat(include=["*self_attn*"], start=3)
+    trainer = fit(tmp_path, early, late, Strengths(), max_steps=4)
+    (seen,) = [each.seen for each in trainer.callbacks if isinstance(each, Strengths)]  # type: ignore[attr-defined]
+    assert seen == {early.owner: [1.0] * 4, late.owner: [0.0, 0.0, 0.0, 1.0]}
+
+
+class Strengths(pl.Callback):
+    def __init__(self) -> None:
+        self.seen: dict[int, list[float]] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        by_owner = {each.owner: each.strength for each in fake_quant.quantisers(pl_module)}
+        for owner, strength in by_owner.items():
+            self.seen.setdefault(owner, []).append(strength)
+
+
+def test_two_of_the_same_layer_are_refused() -> None:
+    model = models.causal_lm()
+    qat(include=["*mlp*"]).prepare(model, CausalLM())
+    with pytest.raises(ConfigError, match=r"two of them quantise 'model.layers.0.mlp.*'; say in include or exclude"):
+        qat(include=["*down_proj", "*up_proj"]).prepare(model, CausalLM())
 
 
 def test_layers_are_found_by_what_is_in_them_when_others_were_taken_out_before() -> None:

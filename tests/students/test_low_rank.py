@@ -151,6 +151,8 @@ def test_a_student_of_low_rank_is_not_cut_again(tmp_path: Path) -> None:
     assert set(shapes(again).values()) == {2}
     with pytest.raises(ConfigError, match="is of low rank already; train it as it is, with Pretrained"):
         build(folder, rank=1)
+    with pytest.raises(ConfigError, match="of low rank already, and factors cannot be cut; shrink first"):
+        Shrunk(folder, layers=1).build(CausalLM(), TOKENS, tokenizer(), torch.float32)
 
 
 def test_without_data_it_must_not_ask_for_them(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ class Verb(Command, ABC):
     """One YAML drives every verb: each reads the same configuration, adds its own keys, and does its one thing in `act`."""
 
     strategy: str  # `trainer.strategy`, by name
+    callbacks: list[str]  # `trainer.callbacks`, by import path
 
     def before_instantiate_classes(self) -> None:
         """Keep the strategy's name, and make nothing of the trainer's: its strategies and callbacks may need what is not installed here."""
         trainer = self.config[self.subcommand].trainer
         self.strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
+        self.callbacks = [str(callback.class_path) for callback in trainer.callbacks or []]
         trainer.strategy, trainer.callbacks, trainer.logger, trainer.plugins, trainer.profiler = "auto", None, None, None, None
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

@@ -58,8 +58,9 @@ def describe(module: DistillModule, data: DistillData, config: Any, recipe: Stud
     task, given = data.task(), config.data.init_args
     teacher_config = _teacher_config(module, data, recipe)
     expected = _expected(given, teacher_config, task)
-    student_config = models.student_config(module.recipe_of_student, expected)
-    student = models.on_meta(task, student_config, models.attention_of(module.recipe_of_student), module.recipe_of_student)
+    recipe_of_student = module.recipe_of_student
+    student_config = recipe_of_student.blueprint(task, expected)
+    student = models.on_meta(task, student_config, recipe_of_student.attn_implementation, recipe_of_student)
     teacher = None
     if teacher_config is not None and isinstance(module.teacher, OnlineTeacher):
         teacher = models.on_meta(task, teacher_config, module.teacher.attn_implementation)
@@ -78,7 +79,7 @@ def _teacher_config(module: DistillModule, data: DistillData, recipe: Students) 
         raise ConfigError(f"plan knows the teacher OnlineTeacher, got {type(teacher).__name__}; use fit --dry-run instead")
     if path := teacher.recipe_needed():
         made, given = recipe(path)
-        return models.student_config(made.recipe_of_student, _expected(given, None, data.task()))
+        return made.recipe_of_student.blueprint(data.task(), _expected(given, None, data.task()))
     return models.config_of(teacher.name, "model.teacher.model", teacher.revision)
 
 
@@ -141,7 +142,7 @@ def _job(
         length=length,
         accumulate=config.trainer.accumulate_grad_batches or 1,
         precision=precision,
-        checkpointing=models.checkpoints(module.recipe_of_student),
+        checkpointing=module.recipe_of_student.gradient_checkpointing,
         teacher_bytes=_teacher_bytes(module, precision),
         unit=data.task.unit,
         classes=classes,

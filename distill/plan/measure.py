@@ -49,7 +49,7 @@ class MicroStep:
     def _student(self, student: Student) -> Any:
         job = self.described.job
         dtype = torch.float32 if job.weight == 4 else self.compute
-        model: Any = models.build(self.described.task, self.described.student, models.attention_of(student), student, dtype)
+        model: Any = models.build(self.described.task, self.described.student, student.attn_implementation, student, dtype)
         if job.checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         return model

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoConfig
 
@@ -11,9 +10,7 @@ from distill import hub
 from distill.layers import layers_of
 from distill.plan.job import Shape
 from distill.students.base import Student
-from distill.students.load import FromConfig, Pretrained, for_model
-from distill.students.lora import LoRA
-from distill.tasks import SequenceClassification, Task, unwrap
+from distill.tasks import Task, unwrap
 from distill.types import ConfigError
 
 
@@ -26,28 +23,6 @@ def config_of(name: str, key: str, revision: str | None = None) -> Any:
     return hub.load(AutoConfig, name, key, revision=revision)
 
 
-def student_config(student: Student, expected: dict[str, Any]) -> Any:
-    """The configuration that a student would be built from.
-
-    Args:
-        student: as the YAML names it.
-        expected: what the data say of a new model, e.g. `vocab_size`.
-
-    Raises:
-        ConfigError: it cannot be read, or the student is of a class of one's own.
-    """
-    if isinstance(student, LoRA):
-        return student_config(student.base, expected)
-    if isinstance(student, Pretrained):
-        return config_of(student.name, "model.student.model", student.revision)
-    if isinstance(student, FromConfig):
-        if isinstance(student.config, str):
-            return hub.load(AutoConfig, student.config, "model.student.config", **expected)
-        given = dict(student.config)
-        return for_model(given.pop("model_type", None), given, expected)
-    raise ConfigError(f"plan knows the students Pretrained, FromConfig and LoRA, got {type(student).__name__}; use fit --dry-run instead")
-
-
 def build(
     task: Task, config: Any, attn_implementation: str | None, student: Student | None = None, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
@@ -56,22 +31,7 @@ def build(
     model = task.build(config, dtype=dtype, **kwargs)
     if student is None:
         return model.requires_grad_(False).eval()
-    if isinstance(student, LoRA):
-        kind = TaskType.SEQ_CLS if isinstance(task, SequenceClassification) else TaskType.CAUSAL_LM
-        model = get_peft_model(model, LoraConfig(task_type=kind, r=student.r, target_modules=student.target_modules))
-    return model.train()
-
-
-def attention_of(student: Student) -> str | None:
-    """The attention that a student asks for."""
-    base = student.base if isinstance(student, LoRA) else student
-    return base.attn_implementation if isinstance(base, Pretrained | FromConfig) else None
-
-
-def checkpoints(student: Student) -> bool:
-    """Whether a student keeps only the inputs of its layers."""
-    base = student.base if isinstance(student, LoRA) else student
-    return isinstance(base, Pretrained | FromConfig) and base.gradient_checkpointing
+    return student.wrapped(model, task).train()
 
 
 def shape_of(model: nn.Module, who: str) -> Shape:

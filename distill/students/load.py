@@ -47,6 +47,10 @@ class Pretrained(Student):
         set_padding(model, expected)
         return _ready(task, model, self.gradient_checkpointing)
 
+    def blueprint(self, task: Task, expected: dict[str, Any]) -> Any:
+        """Read the configuration."""
+        return hub.load(AutoConfig, self.name, "model.student.model", revision=self.revision)
+
 
 class FromConfig(Student):
     """A randomly initialised model.
@@ -62,16 +66,20 @@ class FromConfig(Student):
         self.config, self.attn_implementation, self.gradient_checkpointing = config, attn_implementation, gradient_checkpointing
         self.name = config if isinstance(config, str) else f"new {config.get('model_type', 'model')}"
 
+    def blueprint(self, task: Task, expected: dict[str, Any]) -> Any:
+        """Fill in what the data decide."""
+        if isinstance(self.config, str):
+            return hub.load(AutoConfig, self.config, "model.student.config", **expected)
+        given = dict(self.config)
+        return for_model(given.pop("model_type", None), given, expected)
+
     def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:
         """Fill in what the data decide, and initialise."""
-        if isinstance(self.config, str):
-            config = hub.load(AutoConfig, self.config, "model.student.config", **expected)
-        else:
-            given = dict(self.config)
-            for key in set(given) & set(expected):
-                if given[key] != expected[key]:
-                    raise ConfigError(f"model.student.config.{key} is {given[key]}, but the data say {expected[key]}; leave the key out")
-            config = for_model(given.pop("model_type", None), given, expected)
+        given = self.config if isinstance(self.config, dict) else {}
+        for key in set(given) & set(expected):
+            if given[key] != expected[key]:
+                raise ConfigError(f"model.student.config.{key} is {given[key]}, but the data say {expected[key]}; leave the key out")
+        config = self.blueprint(task, expected)
         kwargs: dict[str, Any] = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
         return _ready(task, task.build(config, dtype=dtype, **kwargs), self.gradient_checkpointing)
 

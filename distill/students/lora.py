@@ -36,6 +36,7 @@ class LoRA(Student):
         if isinstance(base, FromConfig):
             raise ConfigError("model.student.base is FromConfig, but LoRA trains an update of a base with weights; take Pretrained")
         self.base, self.r, self.alpha, self.dropout, self.target_modules = base, r, alpha, dropout, target_modules
+        self.attn_implementation, self.gradient_checkpointing = base.attn_implementation, base.gradient_checkpointing
         self.name = f"{base.name} + LoRA r={r}"
 
     def calibrate_on(self, batches: Batches) -> None:
@@ -44,7 +45,14 @@ class LoRA(Student):
 
     def build(self, task: Task, expected: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> PreTrainedModel:
         """Build the base, then wrap it; a classifier's new head stays trainable."""
-        model = self.base.build(task, expected, tokenizer, dtype)
+        return self.wrapped(self.base.build(task, expected, tokenizer, dtype), task)
+
+    def blueprint(self, task: Task, expected: dict[str, Any]) -> Any:
+        """The base's."""
+        return self.base.blueprint(task, expected)
+
+    def wrapped(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        """Add A and B."""
         kind = TaskType.SEQ_CLS if isinstance(task, SequenceClassification) else TaskType.CAUSAL_LM
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_modules, task_type=kind)
         try:

@@ -20,7 +20,7 @@ from distill.students.agreed import of_rank_0
 from distill.students.base import Student
 from distill.students.kept import Kept, best, cut, kept_of, uniform
 from distill.students.load import Pretrained
-from distill.students.sizes import asked, fitted, share, sizes_of, smaller_config
+from distill.students.sizes import Sizes, asked, fitted, share, sizes_of, smaller_config
 from distill.tasks import Task
 from distill.types import ConfigError
 
@@ -69,6 +69,7 @@ class Shrunk(Student):
         gradient_checkpointing: bool = False,
     ) -> None:
         self.base = Pretrained(model, revision, attn_implementation, gradient_checkpointing)
+        self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
         self.given = {
             "hidden": hidden_size,
             "intermediate": intermediate_size,
@@ -114,17 +115,33 @@ class Shrunk(Student):
         )
         return model
 
-    def _choose(self, model: PreTrainedModel, task: Task) -> Kept:
+    def blueprint(self, task: Task, expected: dict[str, Any]) -> Any:
+        """The whole model's configuration, with the sizes that it will be cut to."""
+        with torch.device("meta"):
+            model = task.build(self.base.blueprint(task, expected))
+        family_of(model)
+        return self._smaller(model, self._sizes(model, task))
+
+    def _sizes(self, model: PreTrainedModel, task: Task) -> Sizes:
+        """What the configuration says after the cut; read off a model with weights or without."""
         before = sizes_of(model)
         named = self._named(before.layers)
         count = self.layers if isinstance(self.layers, int) else None
         after = asked(model, len(named) if named else count, self.given)
-        if self.target is not None:
-            fixed = {name for name, value in self.given.items() if value is not None}
-            after = fitted(model, task, after, fixed, self.target, self.target_by)
-        if after.hidden < before.hidden:
+        if self.target is None:
+            return after
+        fixed = {name for name, value in self.given.items() if value is not None}
+        return fitted(model, task, after, fixed, self.target, self.target_by)
+
+    def _smaller(self, model: PreTrainedModel, after: Sizes) -> Any:
+        if after.hidden < sizes_of(model).hidden:
             check_width(model.config.model_type)
-        smaller_config(model.config, after, list(range(after.layers)), head_dim(model))  # refused whole rather than half cut
+        return smaller_config(model.config, after, list(range(after.layers)), head_dim(model))
+
+    def _choose(self, model: PreTrainedModel, task: Task) -> Kept:
+        before, after = sizes_of(model), self._sizes(model, task)
+        named = self._named(before.layers)
+        self._smaller(model, after)  # refused whole rather than half cut
         by_influence = named is None and after.layers < before.layers and self.layer_choice == "importance"
         scores = self._scores(model, task, by_influence, (after.hidden, after.intermediate, after.heads))
         if by_influence:

@@ -1,10 +1,12 @@
 """`plan`: what a run will need, before it runs."""
 
+from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning.cli import LightningArgumentParser
 
+from distill.compress.base import Compression
 from distill.module import DistillModule
 from distill.plan.verb import show
 from distill.verb import Verb, parsed
@@ -28,3 +30,5 @@ class Plan(Verb):
     def act(self, module: DistillModule, data: Any, config: Any) -> None:
         """Print."""
         show(module, data, config, self.strategy, parsed)
+        if named := [path for path in self.callbacks if issubclass(resolve_name(path), Compression)]:
+            print(f"Not counted: masks, scores and fake quantisers of {', '.join(path.rpartition('.')[2] for path in named)}")

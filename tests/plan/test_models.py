@@ -1,11 +1,16 @@
 """Counting without weights."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from transformers import AutoConfig
 
 from distill.plan import models
 from distill.students.load import FromConfig, Pretrained
 from distill.students.lora import LoRA
+from distill.students.low_rank import LowRank
+from distill.students.shrink import Shrunk
 from distill.tasks import CausalLM, SequenceClassification
 from distill.types import ConfigError
 from tests import models as small
@@ -45,6 +50,17 @@ def test_lora_trains_its_adapters_alone() -> None:
     assert not found.head_trains
 
 
-def test_a_student_of_ones_own_is_refused_with_a_way_out() -> None:
-    with pytest.raises(ConfigError, match="plan knows the students Pretrained, FromConfig and LoRA, got object; use fit --dry-run"):
-        models.student_config(object(), {})  # type: ignore[arg-type]
+def test_a_student_that_will_be_cut_counts_as_the_one_that_is_cut(tmp_path: Path) -> None:
+    folder = small.save(small.causal_lm(num_hidden_layers=4), tmp_path)
+    recipe = LoRA(Shrunk(folder, layers=3, intermediate_size=16, importance="weights"), r=2, target_modules=["q_proj"])
+    found = models.shape_of(
+        models.on_meta(CausalLM(), recipe.blueprint(CausalLM(), {"vocab_size": small.VOCAB}), None, recipe), "model.student"
+    )
+    cut = models.shape_of(recipe.build(CausalLM(), {"vocab_size": small.VOCAB}, small.tokenizer(), torch.float32), "model.student")
+    assert found == cut
+    assert found.layers == 3
+
+
+def test_a_student_that_depends_on_its_weights_is_refused_with_a_way_out() -> None:
+    with pytest.raises(ConfigError, match="what LowRank makes is known only when the weights are; use fit --dry-run"):
+        LowRank(Pretrained("x"), rank=2).blueprint(CausalLM(), {})

@@ -138,3 +138,9 @@ def test_names_of_strategies_find_their_row() -> None:
     assert {name: named(name, 8) for name in known} == known
     assert set(known.values()) <= rows
     assert named("auto", 1) == "one process"
+
+
+def test_what_compressions_add_is_said_not_to_be_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callbacks = [{"class_path": "Pruning", "init_args": {"sparsity": 0.5}}, {"class_path": "LearningRateMonitor"}]
+    assert plan(f"--trainer.callbacks={json.dumps(callbacks)}") == 0
+    assert "Not counted: masks, scores and fake quantisers of Pruning\n" in capsys.readouterr().out

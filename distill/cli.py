@@ -23,7 +23,7 @@ distill: train a small student from a frozen teacher. One YAML, one command.
   python train.py export --config runs/NAME/config.yaml --format openvino    loaded again and compared with the student
   python train.py cost   --config runs/NAME/config.yaml  size, latency, throughput, memory, energy, side by side
   python train.py shrink --config kd_llama_minitron.yaml --out FOLDER        cut a student out of a model, no training
-  python train.py consolidate --config runs/NAME/config.yaml --ckpt_path last      the student of a checkpoint
+  python train.py cache  --config kd_llama_cached.yaml   the targets of a teacher to disk, once; trained without it
   python train.py serve  --config kd_llama.yaml          the teacher, for students in other processes
   python train.py fit --help                             every key there is
 

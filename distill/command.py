@@ -224,22 +224,23 @@ class Command(LightningCLI):
                 print(f"The teacher {self.model.teacher.name} does not exist yet; {path} would make it first. Checked without it:")
                 self.model.forget_teacher()
             return
-        if path:
-            self._make_teacher(path)
+        while recipe:  # several teachers may each have one
+            self._make_teacher(recipe)
+            recipe = self.model.teacher.recipe_needed()
         if config.baseline:
             self._train_alone(self._alone(config))
         pl.seed_everything(config.seed_everything, workers=True, verbose=False)
 
     def _make_teacher(self, recipe: str) -> None:
-        teacher = self.model.teacher
-        self._refuse_ranks(f"the teacher {teacher.name} does not exist yet; make it first with `python train.py --config {recipe}`")
-        folder = folders.of_recipe(recipe)
+        teacher, path = self.model.teacher, recipe_file(recipe)
+        self._refuse_ranks(f"the teacher {teacher.name} does not exist yet; make it first with `python train.py --config {path}`")
+        folder = folders.of_recipe(path)
         with folders.locked(folder):  # two runs that start together make one teacher
-            if teacher.recipe_needed():
-                print(f"The teacher {teacher.name} does not exist yet: training it first, once, with {recipe}", flush=True)
-                run(["fit", "--config", recipe, *folders.resume_or_start(folder)])
-        if teacher.recipe_needed():
-            raise ConfigError(f"the recipe {recipe} ran, but left no folder {teacher.name}; its `name` must match model.teacher.model")
+            if teacher.recipe_needed() == recipe:
+                print(f"The teacher {teacher.name} does not exist yet: training it first, once, with {path}", flush=True)
+                run(["fit", "--config", path, *folders.resume_or_start(folder)])
+        if teacher.recipe_needed() == recipe:
+            raise ConfigError(f"the recipe {path} ran, but left no folder {teacher.name}; its `name` must match model.teacher.model")
 
     def _train_alone(self, folder: Path) -> None:
         if (folder / "student").is_dir():

@@ -17,7 +17,7 @@ from distill import objective
 from distill.balance.base import Balancer
 from distill.balance.fixed import FixedWeights
 from distill.balance.gram import gradients_of
-from distill.losses.base import Term, TokenLoss
+from distill.losses.base import Loss, Term, TokenLoss
 from distill.nonfinite import NonFinite
 from distill.optim import AdamW, Optimizer
 from distill.pair import Pair
@@ -84,7 +84,9 @@ class DistillModule(Pair):
         through(self.trainer, "check_student")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigError("GradientAccumulationScheduler changes the global batch in mid-training; use trainer.accumulate_grad_batches")
-        if self.trainer.world_size > 1 and not any(isinstance(loss, TokenLoss) for loss in self.terms.values()):
+        if self.trainer.world_size > 1 and not any(
+            isinstance(loss, TokenLoss) or (isinstance(loss, Loss) and loss.on_features) for loss in self.terms.values()
+        ):
             raise ConfigError(
                 "model.losses has no term on the student's predictions, so its head would learn nothing; add one, e.g. kd: ForwardKL"
             )

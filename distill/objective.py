@@ -12,7 +12,7 @@ from distill.losses.base import Loss, Term, TokenLoss
 from distill.losses.chunked import chunked_objective
 from distill.losses.hard import CrossEntropy
 from distill.parallel.gather import gathered
-from distill.types import Batch, ConfigError, Outputs
+from distill.types import Batch, ConfigError, MixedTarget, Outputs, Support, Target
 from distill.window import Micro
 
 RESERVED = {"loss", "lr", "grad_norm"}
@@ -31,6 +31,34 @@ def check(terms: Mapping[str, Term], with_teacher: bool) -> None:
     needing = [name for name, loss in terms.items() if loss.needs_teacher]
     if needing and not with_teacher:
         raise ConfigError(f"model.losses: {needing} need a teacher, but model.teacher is not set; set it, or keep only hard losses")
+
+
+def check_support(terms: Mapping[str, Term], support: Support) -> None:
+    """Make sure that every term is right on the kind of target that the teacher gives.
+
+    Raises:
+        ConfigError: one is not; the message says what it needs.
+    """
+    for name, loss in terms.items():
+        if loss.needs_teacher and support not in loss.supports:
+            wanted = " or ".join(words for kind, words in WHAT.items() if kind in loss.supports)
+            raise ConfigError(
+                f"model.losses.{name}: {type(loss).__name__} needs {wanted}, but model.teacher gives {WHAT[support]}; {_INSTEAD[support]}"
+            )
+
+
+WHAT: dict[Support, str] = {
+    "classes": "the probabilities of all classes",
+    "bins": "the likeliest classes and one bin for the rest",
+    "draws": "classes drawn at random",
+    "text": "a target in the tokens of another tokenizer",
+}
+_INSTEAD: dict[Support, str] = {
+    "classes": "take a term on classes, e.g. ForwardKL",
+    "bins": "take a divergence that holds on bins, e.g. ForwardKL or JensenShannon, or a teacher in memory",
+    "draws": "take ForwardKL, of which draws give an unbiased gradient, or a store of the likeliest classes",
+    "text": "take a term across tokenizers, or a teacher with the student's tokenizer",
+}
 
 
 def check_checkpoint(losses: nn.ModuleDict, state_dict: Mapping[str, Tensor]) -> None:
@@ -68,7 +96,7 @@ def evaluate(
     terms: Mapping[str, Term],
     weights: Mapping[str, float],
     student: Outputs,
-    teacher: Outputs | None,
+    teacher: Target | None,
     batch: Batch,
     num_classes: int,
     chunk: int | None = None,
@@ -89,24 +117,41 @@ def evaluate(
     token = {name: loss for name, loss in terms.items() if isinstance(loss, TokenLoss)}
     with heads_gathered(student, teacher, token.values()) as sides:
         total, sums, squares = chunked_objective(*sides, batch["labels"], token, weights, num_classes, chunk, norms)
-    branches = {}
-    for name, loss in terms.items():
-        if isinstance(loss, Loss):
-            branch = branches[name] = Branch({tap: student.taps[tap] for tap in loss.student_taps}, norms)
-            value = branch.of(loss(replace(student, taps=branch.taps), teacher, batch))
-            total = total + weights[name] * value
-            sums[name] = value.detach()
+        branches = {}
+        for name, loss in terms.items():
+            if isinstance(loss, Loss):
+                branch = branches[name] = Branch(_read(loss, student), norms)
+                value = branch.of(loss(_seen(sides[0], branch), sides[1], batch))
+                total = total + weights[name] * value
+                sums[name] = value.detach()
     return Micro(total, {name: sums[name] for name in terms}, squares, branches, norms)
 
 
+_FEATURES = ""  # no tap is called so
+
+
+def _read(loss: Loss, student: Outputs) -> dict[str, Tensor]:
+    """What a term reads of the student, and sends its gradient back through."""
+    return {tap: student.taps[tap] for tap in loss.student_taps} | ({_FEATURES: student.features} if loss.on_features else {})
+
+
+def _seen(student: Outputs, branch: Branch) -> Outputs:
+    return replace(student, features=branch.taps.get(_FEATURES, student.features), taps=branch.taps)
+
+
 @contextmanager
-def heads_gathered(student: Outputs, teacher: Outputs | None, losses: Iterable[TokenLoss] = ()) -> Iterator[tuple[Outputs, Outputs | None]]:
+def heads_gathered(student: Outputs, teacher: Target | None, losses: Iterable[TokenLoss] = ()) -> Iterator[tuple[Outputs, Target | None]]:
     """Hold the weights of both heads, and of what else is called chunk by chunk, whole: gathered once; every rank must come here."""
     with ExitStack() as stack:
         head = stack.enter_context(gathered(student.head, *losses))
-        if teacher is not None:
-            teacher = replace(teacher, head=stack.enter_context(gathered(teacher.head)))
-        yield replace(student, head=head), teacher
+        yield replace(student, head=head), _gathered(stack, teacher)
+
+
+def _gathered(stack: ExitStack, target: Target | None) -> Target | None:
+    whole = lambda part: replace(part, head=stack.enter_context(gathered(part.head))) if isinstance(part, Outputs) else part  # noqa: E731
+    if isinstance(target, MixedTarget):
+        return replace(target, parts=tuple(whole(part) for part in target.parts))
+    return whole(target)
 
 
 def figures(terms: Mapping[str, Term], weights: Mapping[str, float], measured: Measured) -> dict[str, float]:

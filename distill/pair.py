@@ -22,7 +22,8 @@ from distill.losses.measure import measure
 from distill.students.base import Student
 from distill.tasks import Task, unwrap
 from distill.teachers.base import Teacher
-from distill.types import Batch, ConfigError, Outputs
+from distill.teachers.several import teachers_of
+from distill.types import Batch, ConfigError, Outputs, Target
 
 
 class Pair(pl.LightningModule):
@@ -61,11 +62,17 @@ class Pair(pl.LightningModule):
         """Take the task from the data, and what the models' configs must say for them; ready the teacher: the terms look at its layers."""
         self.task: Task = self.data.task()
         self.expected = self.data.model_config()
+        self.data.ahead = None if self.teacher is None else self.teacher.ahead
         if self.teacher is not None:
             self.teacher.setup(self.task, self.trainer.strategy.root_device, self._dtypes()[0])
             self.teacher.check(self.data.tokenizer, self.expected)
-            if (structure := self.teacher.structure()) is not None:
-                check_length(structure, self.data.max_length, "model.teacher")
+            self.teacher.check_routes(self.data.routes)
+            self.teacher.check_rows(lambda: self.data.fingerprint)
+            objective.check_support(self.terms, self.teacher.support)
+            for each in teachers_of(self.teacher):
+                structure = each.structure()
+                if structure is not None and each.support != "text":  # which counts its own tokens
+                    check_length(structure, self.data.max_length, "model.teacher")
             for model in self.teacher.models() if self.data.pack else []:
                 check_packing(self.task, model, "model.teacher")
             self.teacher.spread(self.trainer.strategy)
@@ -77,6 +84,8 @@ class Pair(pl.LightningModule):
                 self.student = self.new_student(self._dtypes()[1])
                 self.size = hub.describe(self.student)  # now: some strategies leave each rank a part
                 self.prepare_compressions(self.student)
+                if self.teacher is not None:
+                    self.teacher.beside(self.student)
                 self._prepare_terms(self.student)
 
     def new_student(self, dtype: torch.dtype) -> nn.Module:
@@ -120,6 +129,7 @@ class Pair(pl.LightningModule):
             "packed": self.data.pack,
             "student": layers_of(student, "model.student"),
             "teacher": None if teacher is None else layers_of(teacher, "model.teacher"),
+            "target_temperature": None if self.teacher is None else self.teacher.temperature,
         }
         for name, term in self.terms.items():
             term.prepare(Setting(key=f"model.losses.{name}", **common))
@@ -142,12 +152,11 @@ class Pair(pl.LightningModule):
         if self.teacher is not None:
             self.teacher.assert_frozen()
 
-    def forward_both(self, batch: Batch, model: nn.Module | None = None, tapped: bool = True) -> tuple[Outputs, Outputs | None]:
-        """Run the student (or another model in its place) and the teacher up to their heads, with the taps of the terms or without."""
-        model = self.student if model is None else model
-        assert model is not None, "configure_model comes first"
-        taps = [loss for loss in self.terms.values() if isinstance(loss, Loss) and tapped]
-        student = self.task.outputs(model, batch, {t for loss in taps for t in loss.student_taps})
+    def forward_both(self, batch: Batch) -> tuple[Outputs, Target | None]:
+        """Run the student up to its head and ask the teacher, both with the taps of the terms."""
+        assert self.student is not None, "configure_model comes first"
+        taps = [loss for loss in self.terms.values() if isinstance(loss, Loss)]
+        student = self.task.outputs(self.student, batch, {t for loss in taps for t in loss.student_taps})
         teacher = None if self.teacher is None else self.teacher(batch, {t for loss in taps for t in loss.teacher_taps})
         return student, teacher
 
@@ -160,8 +169,14 @@ class Pair(pl.LightningModule):
         self._evaluate(batch, "test")
 
     def measures(self, batch: Batch, model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Give the sums of `losses.measure.measure` over a batch, for the student or another model in its place."""
-        with objective.heads_gathered(*self.forward_both(batch, model, tapped=False)) as sides:
+        """Give the sums of `losses.measure.measure` over a batch, for the student or another model in its place.
+
+        A teacher that knows no more than some classes of the training rows is left out.
+        """
+        model = self.student if model is None else model
+        assert model is not None, "configure_model comes first"
+        teacher = self.teacher(batch) if self.teacher is not None and self.teacher.support == "classes" else None
+        with objective.heads_gathered(self.task.outputs(model, batch), teacher) as sides:
             return measure(*sides, batch["labels"], self.data.num_classes)
 
     def _evaluate(self, batch: Batch, stage: str) -> None:

@@ -1,7 +1,7 @@
 """What a data module is: rows of tokens for training, validation and test, and the loaders over them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,6 +44,7 @@ class DistillData(pl.LightningDataModule, ABC):
         val_set: the same, or None where there is no validation.
         test_set: the same, or None.
         skipped: how many rows were left out, by reason.
+        routes: what the numbers of the column `route` stand for, where rows name their teacher.
 
     Raises:
         ConfigError: a number is out of range.
@@ -65,8 +66,10 @@ class DistillData(pl.LightningDataModule, ABC):
                 raise ConfigError(f"data.{key} must be at least {least}, got {value}")
         self.batch_size, self.val_batch_size, self.seed, self.num_workers = batch_size, val_batch_size or batch_size, seed, num_workers
         self.skipped: dict[str, int] = {}
+        self.routes: list[str] = []
         self._ready = False
         self._class_counts: Tensor | None = None
+        self.ahead: Callable[[Mapping[str, Tensor]], None] | None = None  # see Loader.ahead
         self._loader: Loader | None = None
         self._position: dict[str, int] = {}
 
@@ -135,6 +138,7 @@ class DistillData(pl.LightningDataModule, ABC):
             DataError: the rows do not fill one optimizer step.
         """
         loader = self._new_loader()
+        loader.ahead = self.ahead
         # Lightning asks again in the middle of a fit where reload_dataloaders_every_n_epochs is set
         position = self._loader.state_dict() if self._loader else self._position
         if position:
@@ -207,6 +211,7 @@ class DistillData(pl.LightningDataModule, ABC):
             "classes": f"{self.num_classes:,}",
             "fingerprint": self.fingerprint,
         }
+        lines |= {"teachers named": ", ".join(self.routes)} if self.routes else {}
         return {**lines, "skipped": self._skipped()} if self.skipped else lines
 
     def _new_loader(self) -> Loader:

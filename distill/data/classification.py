@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill import hub
-from distill.data import files, packing
+from distill.data import files, packing, routes
 from distill.data.base import DistillData, Splits
 from distill.data.loader import Collate
 from distill.tasks import SequenceClassification
@@ -34,6 +34,7 @@ class ClassificationData(DistillData):
         header: names of the columns of a CSV or TSV file that has no header row.
         max_length: tokens of a text that are kept.
         revision: of data and tokenizer on the hub; None for the newest.
+        route_column: the column that names each row's teacher, for the teacher `Routed`; None where one teaches all.
         **common: see `DistillData`.
     """
 
@@ -52,6 +53,7 @@ class ClassificationData(DistillData):
         header: list[str] | None = None,
         max_length: int = 128,
         revision: str | None = None,
+        route_column: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -59,7 +61,7 @@ class ClassificationData(DistillData):
             raise ConfigError(f"data.max_length must be at least 2, got {max_length}")
         self.train_data, self.val_data, self.test_data, self.val_fraction = train_data, val_data, test_data, val_fraction
         self.tokenizer_name, self.revision, self.max_length = tokenizer, revision, max_length
-        self.text, self.label, self.labels, self.header = text, label, labels, header
+        self.text, self.label, self.labels, self.header, self.route_column = text, label, labels, header, route_column
 
     def read(self) -> Splits:
         """Load the tokenizer, read the files, find the classes, encode.
@@ -82,10 +84,11 @@ class ClassificationData(DistillData):
         else:
             train, val = whole, self._read_checked(self.val_data, "data.val_data")
         test = self._read_checked(self.test_data, "data.test_data") if self.test_data else None
+        self.routes = routes.of(self.route_column, whole, val, test)
         return Splits(self._encode(train), val and self._encode(val), test and self._encode(test))
 
     def collator(self) -> Collate:
-        """Pad the tokens; `labels` is `[B, 1]`."""
+        """Pad the tokens; `labels` is `[B, 1]`, and `route` too."""
         return functools.partial(_collate, pad_id=self.pad_id)
 
     def model_config(self) -> dict[str, Any]:
@@ -105,8 +108,11 @@ class ClassificationData(DistillData):
         return [*tokens, (f" → {self.classes[int(row['labels'][0])]}", True)]
 
     def _read_columns(self, source: str, key: str) -> datasets.Dataset:
-        rows = files.need_columns(files.read(source, key, self.revision, self.header), source, [self.text, self.label])
+        route = [] if self.route_column is None else [self.route_column]
+        columns = list(dict.fromkeys([self.text, self.label, *route]))
+        rows = files.need_columns(files.read(source, key, self.revision, self.header), source, columns)
         files.need_text(rows, source, self.text)
+        rows = routes.named(rows, source, self.route_column) if self.route_column is not None else rows
         feature = rows.features[self.label]
         values = rows.with_format(None)[self.label]
         # the hub's class labels are numbers with names
@@ -147,7 +153,9 @@ class ClassificationData(DistillData):
                 )
 
     def _encode(self, rows: datasets.Dataset) -> datasets.Dataset:
-        encode = _Encode(self.tokenizer, self.text, self.label, tuple(self.classes), self.max_length)
+        encode: Callable[..., dict[str, list[Any]]] = _Encode(self.tokenizer, self.text, self.label, tuple(self.classes), self.max_length)
+        if self.route_column is not None:
+            encode = routes.WithRoute(encode, self.route_column, tuple(self.routes))
         with files.progress(False):
             encoded = rows.map(encode, batched=True, remove_columns=rows.column_names)
             kept = encoded.filter(_has_tokens, input_columns="input_ids")

@@ -15,7 +15,7 @@ from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill import hub
-from distill.data import digest, files, packing
+from distill.data import digest, files, packing, routes
 from distill.data.base import DistillData, Splits
 from distill.data.loader import Collate
 from distill.data.packing import Document
@@ -77,7 +77,7 @@ class LanguageData(DistillData, ABC):
             cut: whether a document longer than a row goes on in the next, where rows are not packed.
             cache_dir: a folder; None for that of datasets.
         """
-        columns = ["input_ids", "labels", *(["position_ids"] if self.pack else [])]
+        columns = ["input_ids", "labels", *(["position_ids"] if self.pack else []), *([routes.ROUTE] if self.routes else [])]
         code = Path(packing.__file__).read_bytes() + Path(__file__).read_bytes()
         with files.progress(False):
             return datasets.Dataset.from_generator(
@@ -109,6 +109,7 @@ class LanguageFiles(LanguageData, ABC):
         test_data: the same for the test, or None.
         tokenizer: a folder or a hub id.
         revision: of data and tokenizer on the hub; None for the newest.
+        route_column: the column that names each row's teacher, for the teacher `Routed`; None where one teaches all.
         **common: see `LanguageData` and `DistillData`.
     """
 
@@ -122,9 +123,11 @@ class LanguageFiles(LanguageData, ABC):
         val_fraction: float = 0.05,
         test_data: str | None = None,
         revision: str | None = None,
+        route_column: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        self.route_column = route_column
         self.train_data, self.val_data, self.test_data = train_data, val_data, test_data
         self.tokenizer_name, self.val_fraction, self.revision = tokenizer, val_fraction, revision
 
@@ -156,6 +159,7 @@ class LanguageFiles(LanguageData, ABC):
         else:
             val = self._read_columns(self.val_data, "data.val_data")
         test = self.test_data and self._read_columns(self.test_data, "data.test_data")
+        self.routes = routes.of(self.route_column, train, val, test or None)
         return Splits(
             self._encode(train, self.train_data),
             val and self._encode(val, self.val_data or self.train_data),
@@ -163,19 +167,25 @@ class LanguageFiles(LanguageData, ABC):
         )
 
     def _read_columns(self, source: str, key: str) -> datasets.Dataset:
-        rows = files.need_columns(files.read(source, key, self.revision), source, list(self.columns))
+        route = [] if self.route_column is None else [self.route_column]
+        rows = files.need_columns(files.read(source, key, self.revision), source, list(dict.fromkeys([*self.columns, *route])))
         for column, is_text in self.columns.items():
             if is_text:
                 files.need_text(rows, source, column)
-        return rows
+        return routes.named(rows, source, self.route_column) if self.route_column is not None else rows
 
     def _encode(self, rows: datasets.Dataset, source: str) -> datasets.Dataset:
         encode = _Encode(self.encoder(), self.max_length)
         code = Path(inspect.getfile(type(encode.encoder))).read_bytes() + Path(__file__).read_bytes()
-        key = digest.of(rows._fingerprint, Hasher.hash(encode), code)
+        by_row: Callable[..., dict[str, list[Any]]] = encode
+        features = _ENCODED
+        if self.route_column is not None:
+            by_row = routes.WithRoute(encode, self.route_column, tuple(self.routes))
+            features = datasets.Features({**_ENCODED, routes.ROUTE: datasets.List(datasets.Value("int32"))})
+        key = digest.of(rows._fingerprint, Hasher.hash(by_row), code)
         with files.progress(False):
             encoded = rows.map(
-                encode, batched=True, with_indices=True, remove_columns=rows.column_names, new_fingerprint=key, features=_ENCODED
+                by_row, batched=True, with_indices=True, remove_columns=rows.column_names, new_fingerprint=key, features=features
             )
         skipped = Counter(reason for reason in encoded["skip"] if reason)
         if skipped.total() == len(rows):
@@ -216,8 +226,9 @@ def _why_skip(document: Document, max_length: int) -> str:
 
 def _documents(encoded: datasets.Dataset) -> Iterator[Document]:
     for batch in encoded.with_format("numpy").iter(batch_size=1000):
-        for ids, trained in zip(batch["ids"], batch["trained"], strict=True):
-            yield Document(ids.astype(np.int32), trained.astype(np.bool_))
+        numbers = [int(number) for (number,) in batch[routes.ROUTE]] if routes.ROUTE in batch else [None] * len(batch["ids"])
+        for ids, trained, number in zip(batch["ids"], batch["trained"], numbers, strict=True):
+            yield Document(ids.astype(np.int32), trained.astype(np.bool_), number)
 
 
 def bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -74,6 +74,7 @@ class Loader:
         self.micro_batches_per_epoch = self._limited(limit)
         self._samples_per_epoch = self.micro_batches_per_epoch * world_size * batch_size
         self._epoch, self._samples = 0, 0
+        self.ahead: Callable[[Mapping[str, Tensor]], None] | None = None  # told of each batch one optimizer step early
         self._fresh = True  # the next iteration starts at the position held; it is not a second look at an unfinished epoch
 
     def __len__(self) -> int:
@@ -86,16 +87,22 @@ class Loader:
             self._advance(self._samples_per_epoch)
         self._fresh = False
         batches = iter(_reader(_Numbered(self.rows), _Collator(self.collate), self._index_lists(), self.num_workers))
-        while True:
-            window = list(islice(batches, self.window))
-            if not window:
-                return
+        coming = self._window(batches)
+        while window := coming:
+            coming = self._window(batches) if self.ahead else []
             num_valid = torch.stack([(batch["labels"] != IGNORE_INDEX).sum() for batch in window]).sum()
             for i, batch in enumerate(window, start=1):
                 if i == self.window:
                     # counted before the hand-over: Lightning does not come back after the last batch of an epoch
                     self._advance(self._samples + self.global_batch_size)
                 yield {**batch, "num_valid": num_valid}
+            coming = coming if self.ahead else self._window(batches)
+
+    def _window(self, batches: Iterator[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        window = list(islice(batches, self.window))
+        for batch in window if self.ahead else []:
+            self.ahead(batch)  # type: ignore[misc]  # it is there
+        return window
 
     def _limited(self, limit: int | float | None) -> int:
         if limit is None or limit == 0:

@@ -21,10 +21,12 @@ class Document:
     Attributes:
         ids: `[n]`, token ids.
         trained: `[n]`, whether the token is one that the student learns to predict.
+        route: the number of its teacher, where documents name theirs.
     """
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
+    route: int | None = None
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -33,6 +35,12 @@ class Document:
         labels[:-1] = np.where(self.trained[1:], self.ids[1:], IGNORE_INDEX)
         return labels
 
+    @property
+    def columns(self) -> Row:
+        """What a row says of each position: its token, its label and, where there is one, its route."""
+        columns = {"input_ids": self.ids, "labels": self.labels}
+        return columns if self.route is None else {**columns, "route": np.full_like(self.ids, self.route)}
+
 
 def pack(documents: Iterable[Document], length: int, pad_id: int) -> Iterator[Row]:
     """Concatenate documents and cut blocks of exactly `length` positions; nothing is lost.
@@ -40,56 +48,56 @@ def pack(documents: Iterable[Document], length: int, pad_id: int) -> Iterator[Ro
     `position_ids` restart at 0 at the start of each document and of each block, which is how attention tells documents
     apart (without an `attention_mask` and without a cache). A document cut by the end of a block goes on in the next one
     as a segment of its own; the last label before the cut is still its next token. The end of the last block is padded
-    by a segment whose labels are −100.
+    by a segment whose labels are −100, and that has no route (−1).
 
     Args:
         documents: in order.
         length: positions in a block.
         pad_id: the token that fills the last block.
     """
-    parts: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+    parts: list[Row] = []
     room = length
     for document in documents:
-        ids, labels = document.ids, document.labels
-        while len(ids):
-            parts.append((ids[:room], labels[:room]))
-            ids, labels = ids[room:], labels[room:]
-            room -= len(parts[-1][0])
+        rest = document.columns
+        while len(rest["input_ids"]):
+            parts.append({name: values[:room] for name, values in rest.items()})
+            rest = {name: values[room:] for name, values in rest.items()}
+            room -= len(parts[-1]["input_ids"])
             if room == 0:
                 yield _block(parts)
                 parts, room = [], length
     if parts:
-        padding = np.full(room, pad_id, np.int32)
-        yield _block([*parts, (padding, np.full_like(padding, IGNORE_INDEX))])
+        yield _block([*parts, {name: np.full(room, _fill(pad_id)[name], np.int32) for name in parts[0]}])
 
 
-def _block(parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Row:
-    return {
-        "input_ids": np.concatenate([ids for ids, _ in parts]),
-        "labels": np.concatenate([labels for _, labels in parts]),
-        "position_ids": np.concatenate([np.arange(len(ids), dtype=np.int32) for ids, _ in parts]),
-    }
+def _block(parts: Sequence[Row]) -> Row:
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {**columns, "position_ids": np.concatenate([np.arange(len(part["labels"]), dtype=np.int32) for part in parts])}
+
+
+def _fill(pad_id: int) -> dict[str, int]:
+    return {"input_ids": pad_id, "labels": IGNORE_INDEX, "route": -1}
 
 
 def pieces(document: Document, length: int) -> Iterator[Row]:
     """Cut one document into rows of at most `length` positions; the last label before a cut is the next piece's first token."""
-    labels = document.labels
+    columns = document.columns
     for start in range(0, len(document.ids), length):
-        cut = slice(start, start + length)
-        yield {"input_ids": document.ids[cut], "labels": labels[cut]}
+        yield {name: values[start : start + length] for name, values in columns.items()}
 
 
 def pad(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
     """Pad rows on the right to the longest of them and add `attention_mask`.
 
     Args:
-        rows: one-dimensional columns, of one length within a row; `labels` is padded with −100, `input_ids` with `pad_id`, others with 0.
+        rows: one-dimensional columns, of one length within a row; `labels` is padded with −100, `input_ids` with `pad_id`, `route`
+            with −1, others with 0.
         pad_id: the padding token.
 
     Returns:
         `[B, T]` tensors of int64.
     """
-    fill = {"input_ids": pad_id, "labels": IGNORE_INDEX}
+    fill = _fill(pad_id)
     padded = {
         key: torch.nn.utils.rnn.pad_sequence([_int64(row[key]) for row in rows], batch_first=True, padding_value=fill.get(key, 0))
         for key in rows[0]

@@ -19,6 +19,8 @@ from distill.losses.measure import measure
 from distill.module import DistillModule
 from distill.report import cost, tables
 from distill.report.files import write_json
+from distill.teachers.online import OnlineTeacher
+from distill.teachers.several import teachers_of
 from distill.types import Batch, ConfigError, Outputs
 
 CPU = torch.device("cpu")
@@ -59,10 +61,14 @@ def show(module: DistillModule, data: DistillData, config: Any) -> None:
 def candidates(module: DistillModule, data: DistillData, folder: Path) -> dict[str, cost.Candidate]:
     """Load the teacher, the student, and what `distill export` has left in `folder/export`."""
     task, found = data.task(), {}
-    if module.teacher is not None and module.teacher.recipe_needed() is None:
-        module.teacher.setup(task, CPU, torch.float32)
-        for model in module.teacher.models():
-            found["teacher"] = _of_model(model, Path(module.teacher.name))
+    teachers = [] if module.teacher is None else teachers_of(module.teacher)
+    for number, teacher in enumerate(teachers, start=1):
+        if not isinstance(teacher, OnlineTeacher):
+            print(f"The teacher is {teacher.name}, no model in this process: it is not measured")
+        elif teacher.recipe_needed() is None:
+            teacher.setup(task, CPU, torch.float32)
+            (model,) = teacher.models()
+            found["teacher" if len(teachers) == 1 else f"teacher {number}"] = _of_model(model, Path(teacher.name))
     found["student"] = _of_model(task.load(str(folder / "student"), "student", dtype=torch.float32).eval(), folder / "student")
     formats = all_formats()
     for export in sorted((folder / "export").glob("*-*")):

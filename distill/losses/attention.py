@@ -12,7 +12,7 @@ from distill.losses.divergence import forward_kl
 from distill.losses.layer_map import Match, NumberRule, pairs, tapped
 from distill.losses.projector import full
 from distill.losses.support import position_weights
-from distill.types import Batch, ConfigError, Outputs
+from distill.types import Batch, ConfigError, Outputs, Target
 
 
 def documents(batch: Batch, rows: int, length: int) -> Tensor:
@@ -48,8 +48,7 @@ class _Attention(Loss, ABC):
 
     def prepare(self, setting: Setting) -> None:
         """Match the layers."""
-        student, teacher = setting.student, setting.teacher
-        assert teacher is not None, "a term that matches layers needs a teacher"
+        student, teacher = setting.student, setting.layers_of_teacher()
         self.check(student, teacher, setting.key)
         key = f"{setting.key}.layers"
         self.matches = [self.match(student, s, teacher, t, key) for s, t in pairs(self.layers, student.count, teacher.count, key, first=1)]
@@ -71,7 +70,7 @@ class _Attention(Loss, ABC):
         """Say which layers are matched."""
         return [group[0].text for group in self.matches]
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Target, batch: Batch) -> Tensor:
         """Sum over valid queries, averaged over the pairs of layers."""
         some = student.taps[self.student_taps[0]]
         rows, length = some.shape[0], some.shape[-1 if some.ndim == 4 else 1]

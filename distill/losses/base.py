@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from distill.layers import Layers
-from distill.losses.support import Distribution
+from distill.losses.support import Distribution, Side
 from distill.schedule import Schedule, as_schedule
-from distill.types import Batch, ConfigError, Outputs
+from distill.types import Batch, ConfigError, Outputs, Support, Target
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Setting:
         micro_batch: rows in a micro-batch.
         packed: whether a row may hold several documents.
         student: the student's layers.
-        teacher: the teacher's, or None where there is no teacher.
+        teacher: the teacher's, or None where there is no teacher, or one that shows no layers.
+        target_temperature: the T that the teacher's target was made with, where it cannot be softened after; None elsewhere.
     """
 
     key: str
@@ -42,6 +43,20 @@ class Setting:
     packed: bool
     student: Layers
     teacher: Layers | None = None
+    target_temperature: float | None = None
+
+    def layers_of_teacher(self) -> Layers:
+        """Give the teacher's layers.
+
+        Raises:
+            ConfigError: it shows none.
+        """
+        if self.teacher is None:
+            raise ConfigError(
+                f"{self.key} compares layers, but model.teacher shows none; leave the term out, or take a teacher with layers, e.g. "
+                "OnlineTeacher, or RemoteTeacher for one in another process"
+            )
+        return self.teacher
 
 
 class Term(nn.Module):
@@ -50,10 +65,14 @@ class Term(nn.Module):
     Attributes:
         needs_teacher: whether it compares with a teacher.
         regulariser: whether it only keeps a student in bounds and teaches it nothing, e.g. a z-loss.
+        supports: which kinds of target it is right on. `bins` for a formula that holds on groups of classes, and is then a bound;
+            `draws` for one that is linear in the teacher's probabilities up to a constant, so that an unbiased estimate gives an
+            unbiased gradient; `text` for one that compares texts, not classes.
     """
 
     needs_teacher: bool = True
     regulariser: bool = False
+    supports: frozenset[Support] = frozenset({"classes"})
 
     def prepare(self, setting: Setting) -> None:
         """Look at the data and the models before the optimizer is made: choose layers, make projectors, count classes, refuse mistakes.
@@ -103,6 +122,31 @@ class TokenLoss(Term, ABC):
         """
         raise NotImplementedError
 
+    def along_probs(self, student: Distribution, teacher: Side | None, labels_N: Tensor) -> "AlongProbs | None":
+        """Evaluate the term where its gradient is the student's probabilities but for a few classes; None where it is not.
+
+        Optional, beside `with_gradient`: such terms share one pass over the classes. Of both sides as they come, not on one support.
+        """
+        return None
+
+
+class AlongProbs(NamedTuple):
+    """The values of a term, and its gradient with respect to the student's logits, `∂L_n / ∂z_v = a_n q_v − Σ_k [ids_k = v] amounts_k`.
+
+    Attributes:
+        values: `[N]`, nats.
+        factor: `[N]`, a, or one number for all.
+        ids: `[N, K]`, classes, in [0, V).
+        amounts: `[N, K]`.
+        temperature: T of `q = softmax(z / T)`.
+    """
+
+    values: Tensor
+    factor: Tensor | float
+    ids: Tensor
+    amounts: Tensor
+    temperature: float
+
 
 class Divergence(TokenLoss):
     """A divergence between teacher and student, both softened by a temperature T > 0 and multiplied by T².
@@ -128,9 +172,16 @@ class Divergence(TokenLoss):
         self.at(0, 1)
 
     def prepare(self, setting: Setting) -> None:
-        """Tell the schedule the batch."""
+        """Tell the schedule the batch, and compare T with that of the target."""
         self.temperature.prepare(setting.batch_size)
-        self.at(0, 1)
+        fixed = setting.target_temperature
+        for step in (1, 0):
+            self.at(step, 1)
+            if fixed not in (None, self.T):
+                raise ConfigError(
+                    f"{setting.key}.temperature is {self.T:g}, but the teacher's target was made with {fixed:g}, and cannot be softened "
+                    f"after; set {setting.key}.temperature={fixed:g}, or make the target anew"
+                )
 
     def at(self, step: int, total: int) -> None:
         """Set T for this step."""
@@ -163,14 +214,17 @@ class Loss(Term, ABC):
     Attributes:
         student_taps: what it wants of the student, by the names of `tasks.record`, in `student.taps`; known after `prepare`.
         teacher_taps: the same of the teacher.
+        on_features: whether it reads the student's features, and applies its head itself.
         additive: whether the sum over a batch is the sum over its parts. False for terms that compare the samples of a micro-batch
             with each other; those depend on how the batch is cut.
     """
 
+    supports = frozenset({"classes", "bins", "draws"})  # taps belong to positions, whatever is known of the classes
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
+    on_features: ClassVar[bool] = False
     additive: ClassVar[bool] = True
 
     @abstractmethod
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Target, batch: Batch) -> Tensor:
         """Give the sum over valid positions, a scalar; padding must not count. There is a teacher unless `needs_teacher` is False."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from distill.losses.base import TokenLoss
 from distill.losses.block import Terms, trainable
-from distill.types import IGNORE_INDEX, Outputs
+from distill.losses.target import Block, Chunk, chunked
+from distill.types import IGNORE_INDEX, Outputs, Target
 
 Gradients = list[Tensor | None]
 
@@ -39,7 +40,7 @@ class Objective(NamedTuple):
 
 def chunked_objective(
     student: Outputs,
-    teacher: Outputs | None,
+    teacher: Target | None,
     labels_BT: Tensor,
     losses: Mapping[str, TokenLoss],
     weights: Mapping[str, float],
@@ -51,7 +52,8 @@ def chunked_objective(
 
     Args:
         student: features `[B, T, D]` and head; receives the gradient.
-        teacher: features `[B, T, D']` and head, or None when no loss needs one; receives no gradient.
+        teacher: the target: features `[B, T, D']` and head, or K classes of each position, or several of these; None when no loss needs
+            one; receives no gradient.
         labels_BT: the class that each position predicts; positions with `IGNORE_INDEX` take no part.
         losses: the terms, by name.
         weights: w_i by the same names.
@@ -62,31 +64,29 @@ def chunked_objective(
     Returns:
         The weighted sum with its gradient, each term's own sum, and the squared norms.
     """
-    features, targets, labels = flatten(student, teacher, labels_BT)
     if not losses:
         return Objective(labels_BT.new_zeros((), dtype=torch.float32), {}, {})
-    if teacher is None or targets is None or not any(loss.needs_teacher for loss in losses.values()):
-        teacher = targets = None
+    wanted = teacher if any(loss.needs_teacher for loss in losses.values()) else None
+    features, target, labels = flatten(student, wanted, labels_BT, num_classes)
     terms, of_head = Terms(losses, weights, num_classes), trainable(student.head)
     terms.params = [p for p in terms.params if not any(p is q for q in of_head)]
     size = chunk or chunk_size(num_classes, features.device)
 
     def walk(with_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Gradients]:
-        tally = _Tally(features, of_head, terms, with_gradient, norms)
+        tally = Tally(features, of_head, terms, with_gradient, norms)
         for rows in chunks(len(labels), size):
             with torch.set_grad_enabled(with_gradient):
                 part = features[rows].detach().requires_grad_(with_gradient)
                 logits = student.head(part)
-            with torch.no_grad():
-                teacher_logits = None if teacher is None or targets is None else teacher.head(targets[rows])
-            flows = tally.evaluate(logits.detach(), teacher_logits, labels[rows])
-            del teacher_logits  # before the head's gradient needs room
+            side = None if target is None else target(rows)
+            flows = tally.evaluate(logits.detach(), side, labels[rows])
+            del side  # before the head's gradient needs room
             tally.through_the_head(rows, part, logits, flows)
         return tally.total, tally.sums, tally.squares, tally.gradients()
 
     params = [*of_head, *terms.params]
     if torch.is_grad_enabled() and (features.requires_grad or params):
-        total, sums, squares = _GradientInForward.apply(walk, features, *params)
+        total, sums, squares = GradientInForward.apply(walk, features, *params)
     else:
         total, sums, squares, _ = walk(False)
     return Objective(
@@ -94,10 +94,10 @@ def chunked_objective(
     )
 
 
-def flatten(student: Outputs, teacher: Outputs | None, labels_BT: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Keep the valid positions: student features `[N, D]`, teacher features `[N, D']` or None, labels `[N]`."""
+def flatten(student: Outputs, teacher: Target | None, labels_BT: Tensor, num_classes: int) -> tuple[Tensor, Chunk | None, Tensor]:
+    """Keep the valid positions: student features `[N, D]`, the teacher's target by chunks or None, labels `[N]`."""
     valid = labels_BT != IGNORE_INDEX
-    return student.features[valid], None if teacher is None else teacher.features[valid], labels_BT[valid]
+    return student.features[valid], None if teacher is None else chunked(teacher, valid, num_classes), labels_BT[valid]
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:
@@ -128,7 +128,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-class _Tally:
+class Tally:
     """Sums and gradients over the chunks, in float32 (in bf16 a long sum stands still).
 
     The gradient is taken of a list of parts whose weighted sum is the objective: the objective itself or, to measure them, each term.
@@ -146,13 +146,14 @@ class _Tally:
 
     @property
     def total(self) -> Tensor:
+        """The weighted sum."""
         return (self.weights * self.sums).sum()  # no product: autocast would round it
 
-    def evaluate(self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> list[Tensor]:
+    def evaluate(self, logits: Tensor, target: Block | None, labels: Tensor) -> list[Tensor]:
         """Evaluate a chunk, block by block; give the gradient of each part with respect to the logits."""
         flows = self._room(logits)
         for block in chunks(len(labels), block_size(self.terms.num_classes, labels.device)):
-            sides = logits[block], None if teacher_logits is None else teacher_logits[block]
+            sides = logits[block], None if target is None else target(block)
             if not self.with_gradient:
                 self.sums += self.terms.sums(*sides, labels[block])
                 continue
@@ -212,11 +213,12 @@ class _Tally:
         return [self.features, *(torch.zeros_like(p) if g is None else g for p, g in zip(params, self.params, strict=True))]
 
 
-class _GradientInForward(torch.autograd.Function):
+class GradientInForward(torch.autograd.Function):
     """Carry gradients that the forward pass has already computed to where autograd wants them."""
 
     @staticmethod
     def forward(ctx: Any, walk: Callable[[bool], tuple[Tensor, Tensor, Tensor, Gradients]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Walk, and keep the gradients."""
         total, sums, squares, ctx.gradients = walk(True)
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         ctx.mark_non_differentiable(sums, squares)
@@ -224,6 +226,7 @@ class _GradientInForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand them on, once."""
         if ctx.gradients is None:
             raise RuntimeError("the chunked objective's gradient was already used; call backward once per forward")
         gradients, ctx.gradients = ctx.gradients, None

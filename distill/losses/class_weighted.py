@@ -211,7 +211,7 @@ class ClassWeighted(TokenLoss):
     def __init__(self, term: TokenLoss, class_weights: ClassWeights) -> None:
         super().__init__()
         self.term, self.class_weights, self.w = term, class_weights, PerClass()
-        self.needs_teacher, self.regulariser = term.needs_teacher, term.regulariser
+        self.needs_teacher, self.regulariser, self.supports = term.needs_teacher, term.regulariser, term.supports
 
     def prepare(self, setting: Setting) -> None:
         """Count the classes, and prepare the term."""

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.losses.base import Divergence
-from distill.losses.support import Distribution
+from distill.losses.along import kl_to_known
+from distill.losses.base import AlongProbs, Divergence
+from distill.losses.support import Distribution, Known, Side
 
 
 def forward_kl(student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
@@ -96,6 +97,8 @@ def pinned(gradient_NV: Tensor, probs_NV: Tensor) -> Tensor:
 class ForwardKL(Divergence):
     """`T² KL(p_T ‖ q_T)`, see `forward_kl`; its gradient with respect to the student's logits is `T (q_T − p_T)`."""
 
+    supports = frozenset({"classes", "bins", "draws"})
+
     def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         """Evaluate `forward_kl`."""
         return forward_kl(student_logp_NV, teacher_logp_NV)
@@ -103,11 +106,17 @@ class ForwardKL(Divergence):
     def with_gradient(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate `forward_kl` and its gradient, which passes through the softmax unchanged: q and p have the same sum."""
         values, difference, _ = _kl(student.logp(self.T), teacher.logp(self.T))
-        return values * self.factor, difference.mul_(self.factor / self.T)
+        return values * self.factor, student.spread(difference.mul_(self.factor / self.T), self.T)
+
+    def along_probs(self, student: Distribution, teacher: Side | None, labels_N: Tensor) -> AlongProbs | None:
+        """Evaluate `kl_to_known` where the target knows a few classes."""
+        return kl_to_known(student, teacher, self.T, self.factor) if isinstance(teacher, Known) else None
 
 
 class ReverseKL(Divergence):
     """`T² KL(q_T ‖ p_T)`, see `reverse_kl`."""
+
+    supports = frozenset({"classes", "bins"})
 
     def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         """Evaluate `reverse_kl`."""

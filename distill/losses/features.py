@@ -10,7 +10,7 @@ from distill.losses.base import Loss, Setting
 from distill.losses.layer_map import LayerRule, Match, match_hidden, tapped
 from distill.losses.projector import Kind, describe, full, projector
 from distill.losses.support import position_weights
-from distill.types import Batch, Outputs
+from distill.types import Batch, Outputs, Target
 
 
 class HiddenStates(Loss, ABC):
@@ -49,7 +49,7 @@ class HiddenStates(Loss, ABC):
         """Say which layers are matched, and how the widths are."""
         return [f"{match.text}, {describe(module)}" for match, module in zip(self.matches, self.projectors, strict=True)]
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Target, batch: Batch) -> Tensor:
         """Sum over valid positions, averaged over the pairs."""
         values: list[Tensor] = []
         valid: dict[int, tuple[Tensor, Tensor]] = {}  # by length: found once, not for every layer, as a GPU has to be waited for

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.losses.base import Setting, TokenLoss
+from distill.losses.base import AlongProbs, Setting, TokenLoss
 from distill.losses.class_weighted import ClassWeights, PerClass
-from distill.losses.support import Distribution
+from distill.losses.support import Distribution, Side
 from distill.types import ConfigError
 
 
@@ -90,6 +90,16 @@ class CrossEntropy(TokenLoss):
         elif self.w is not None:
             gradient = gradient.mul_(total[:, None])
         return self(student, teacher, labels_N), gradient.scatter_add_(-1, labels_N[:, None], -of_label[:, None])
+
+    def along_probs(self, student: Distribution, teacher: Side | None, labels_N: Tensor) -> AlongProbs | None:
+        """Evaluate `forward` and its gradient, `w_y (q − [v = y])`, where nothing is smoothed."""
+        if self.label_smoothing:
+            return None
+        values, y = self(student, None, labels_N), labels_N[:, None]
+        if self.w is None:
+            return AlongProbs(values, 1.0, y, torch.ones_like(values)[:, None], 1.0)
+        w = self.w.at(labels_N, values)
+        return AlongProbs(values, w, y, w[:, None], 1.0)
 
 
 class ZLoss(TokenLoss):

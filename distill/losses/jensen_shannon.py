@@ -70,6 +70,8 @@ class JensenShannon(Divergence):
         ConfigError: beta or T is out of range.
     """
 
+    supports = frozenset({"classes", "bins"})
+
     def __init__(self, beta: float = 0.5, temperature: float | Schedule = 1.0, t_squared: bool = True) -> None:
         super().__init__(temperature, t_squared)
         if not 0 <= beta <= 1:

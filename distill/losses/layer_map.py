@@ -8,7 +8,7 @@ from torch import Tensor
 from distill.layers import Layers
 from distill.lookup import did_you_mean
 from distill.losses.base import Setting
-from distill.types import ConfigError, Outputs
+from distill.types import ConfigError, Outputs, Target
 
 NumberRule = Literal["last", "uniform", "every_other"] | list[tuple[int, int]]
 LayerRule = NumberRule | list[tuple[str, str]]
@@ -90,8 +90,7 @@ def match_hidden(rule: LayerRule, setting: Setting) -> list[Match]:
     Raises:
         ConfigError: a number is out of range, or there is no such submodule.
     """
-    key, student, teacher = f"{setting.key}.layers", setting.student, setting.teacher
-    assert teacher is not None, "a term that matches layers needs a teacher"
+    key, student, teacher = f"{setting.key}.layers", setting.student, setting.layers_of_teacher()
     if not isinstance(rule, str) and rule and isinstance(rule[0][0], str):
         return [_named(str(s), str(t), student, teacher, key) for s, t in rule]
     return [
@@ -108,7 +107,7 @@ def _named(student_name: str, teacher_name: str, student: Layers, teacher: Layer
     return Match((student_name, teacher_name), widths, f"student {student_name} ↔ teacher {teacher_name}", key)
 
 
-def tapped(match: Match, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+def tapped(match: Match, student: Outputs, teacher: Target) -> tuple[Tensor, Tensor]:
     """Give both activations, the teacher's without a gradient.
 
     Raises:

@@ -117,6 +117,8 @@ class SkewKL(Divergence):
         ConfigError: alpha or T is out of range.
     """
 
+    supports = frozenset({"classes", "bins"})
+
     def __init__(self, alpha: float = 0.1, temperature: float | Schedule = 1.0, t_squared: bool = True) -> None:
         super().__init__(temperature, t_squared)
         _check(alpha)
@@ -138,6 +140,8 @@ class SkewReverseKL(Divergence):
     Raises:
         ConfigError: alpha or T is out of range.
     """
+
+    supports = frozenset({"classes", "bins"})
 
     def __init__(self, alpha: float = 0.1, temperature: float | Schedule = 1.0, t_squared: bool = True) -> None:
         super().__init__(temperature, t_squared)

@@ -1,5 +1,8 @@
 """One support for both sides: the classes on which teacher and student are compared, and the positions that count."""
 
+from collections.abc import Sequence
+from functools import reduce
+
 import torch
 from torch import Tensor, float64
 
@@ -18,6 +21,7 @@ class Distribution:
     def __init__(self, logits_NV: Tensor) -> None:
         self.logits_NV = logits_NV
         self._logp: dict[float, Tensor] = {}
+        self._probs: dict[float, Tensor] = {}
 
     def logp(self, temperature: float = 1.0) -> Tensor:
         """Log-probabilities at temperature T, `log_softmax(z / T)`: `[N, V]`, nats."""
@@ -25,9 +29,161 @@ class Distribution:
             self._logp[temperature] = _log_softmax(self.logits_NV, temperature)
         return self._logp[temperature]
 
+    def probs(self, temperature: float = 1.0) -> Tensor:
+        """Probabilities at temperature T, `softmax(z / T)`: `[N, V]`."""
+        if temperature not in self._probs:
+            self._probs[temperature] = self.logp(temperature).exp()
+        return self._probs[temperature]
+
+    def align(self, student: "Distribution") -> "Distribution":
+        """Give the student's distribution on the support of this one: the same classes."""
+        return student
+
+    def spread(self, gradient: Tensor, temperature: float) -> Tensor:
+        """Give a gradient with respect to what `logp(T)` is the log-softmax of as one with respect to the logits divided by T: the same."""
+        return gradient
+
     def log_partition(self) -> Tensor:
         """The logarithm of the softmax's denominator, `log Σ_v exp z_v`: `[N]`, nats."""
         return self.logits_NV.logsumexp(-1)
+
+
+class Known:
+    """A teacher's distribution of which K classes are known and the mass of all others, the tail: K + 1 bins.
+
+    Args:
+        ids_NK: `[N, K]`, classes; −1 where a position has fewer.
+        probs_NK: `[N, K]`, their probabilities.
+        tail_N: `[N]`, the probability of the others; `Σ_k probs + tail = 1`.
+        temperature: T of the softmax that they come from.
+        no_tail: whether `tail_N` is known to be 0 everywhere, as it is with random draws.
+    """
+
+    def __init__(self, ids_NK: Tensor, probs_NK: Tensor, tail_N: Tensor, temperature: float, no_tail: bool = False) -> None:
+        self.ids, self.temperature = ids_NK, temperature
+        self.probs = torch.cat([probs_NK, tail_N[:, None]], -1)
+        self._logp = self.probs.log().clamp(min=FLOOR)
+        self.no_tail = no_tail
+
+    def logp(self, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the bins, `[N, K + 1]` in nats, the tail last.
+
+        Raises:
+            ConfigError: another T than the one that they were made with.
+        """
+        if temperature != self.temperature:
+            raise ConfigError(
+                f"a term has temperature={temperature:g}, but the target was made with {self.temperature:g}, and cannot be softened "
+                "after; take the same, or make the target anew"
+            )
+        return self._logp
+
+    def align(self, student: Distribution) -> "Binned":
+        """Give the student's distribution on the same bins."""
+        return Binned(student, self.ids)
+
+    def dense(self, num_classes: int) -> Tensor:
+        """Probabilities of all classes, `[N, V]`, where nothing is left for the tail."""
+        known = torch.zeros(len(self.ids), num_classes, dtype=self.probs.dtype, device=self.probs.device)
+        return known.scatter_add_(-1, self.ids.clamp(min=0), self.probs[:, :-1])
+
+
+class Binned(Distribution):
+    """A student's distribution on K classes and the tail of all others. `q_tail` is summed up, never `1 − Σ q_k`, which would round.
+
+    Args:
+        student: on all classes.
+        ids_NK: `[N, K]`, the classes; −1 where a position has fewer, never the first.
+    """
+
+    def __init__(self, student: Distribution, ids_NK: Tensor) -> None:
+        super().__init__(student.logits_NV)
+        self.fills = ids_NK < 0
+        self.ids = torch.where(self.fills, ids_NK[:, :1], ids_NK)
+        self._rest: dict[float, tuple[Tensor, Tensor]] = {}
+
+    def logp(self, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the bins, `[N, K + 1]` in nats, the tail last."""
+        if temperature not in self._logp:
+            scaled = self.logits_NV if temperature == 1.0 else self.logits_NV / temperature
+            floor = 2 * FLOOR / min(temperature, 1.0)  # far below every class, one that is ruled out as well
+            rest = scaled.scatter(-1, self.ids, floor)
+            tail = rest.logsumexp(-1, keepdim=True)
+            known = scaled.gather(-1, self.ids).masked_fill(self.fills, floor)
+            self._logp[temperature] = torch.cat([known, tail], -1).log_softmax(-1)
+            self._rest[temperature] = rest.detach(), tail.detach()
+        return self._logp[temperature]
+
+    def spread(self, gradient: Tensor, temperature: float) -> Tensor:
+        """Give a gradient with respect to the bins' logits as one with respect to all logits divided by T.
+
+        The tail's goes to its classes in proportion to their probabilities: `b_tail q_v / q_tail`.
+        """
+        self.logp(temperature)
+        rest, tail = self._rest[temperature]
+        flow = (rest - tail).exp_().mul_(gradient[:, -1:])
+        known = gradient[:, :-1]
+        return flow.scatter_(-1, self.ids, torch.where(self.fills, known[:, :1], known))
+
+
+class Mixture(Distribution):
+    """The mean of several distributions on the same classes, each position with its own weights.
+
+    `Σ_m w_m p_m` at every temperature, or with `geometric` `p ∝ exp Σ_m w_m log p_m`.
+
+    Args:
+        parts: M distributions; those known by draws alone stand for their estimate.
+        weights_NM: `[N, M]`, w, with sum 1.
+        num_classes: V.
+        geometric: whether the logarithms are averaged.
+    """
+
+    def __init__(self, parts: Sequence[Distribution | Known], weights_NM: Tensor, num_classes: int, geometric: bool) -> None:
+        self.parts, self.weights, self.num_classes, self.geometric = parts, weights_NM, num_classes, geometric
+        self._logp: dict[float, Tensor] = {}
+
+    @property
+    def logits_NV(self) -> Tensor:  # type: ignore[override]  # noqa: N802  # known when asked for
+        """Log-probabilities at T = 1: logits of the mean."""
+        return self.logp()
+
+    def logp(self, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the mean of the softened distributions: `[N, V]`, nats."""
+        if temperature not in self._logp:
+            mean = self._geometric(temperature) if self.geometric else self._arithmetic(temperature)
+            self._logp[temperature] = mean.clamp(min=FLOOR)
+        return self._logp[temperature]
+
+    def _arithmetic(self, temperature: float) -> Tensor:
+        weighed = zip(self.parts, self.weights.log().unbind(-1), strict=True)
+        return reduce(torch.logaddexp, (self._log_of(part, temperature) + w[:, None] for part, w in weighed))  # exp would underflow
+
+    def _geometric(self, temperature: float) -> Tensor:
+        weighed = zip(self.parts, self.weights.unbind(-1), strict=True)
+        return sum((part.logp(temperature) * w[:, None] for part, w in weighed), torch.zeros(())).log_softmax(-1)
+
+    def _log_of(self, part: Distribution | Known, temperature: float) -> Tensor:
+        logp = part.logp(temperature)
+        return part.dense(self.num_classes).log() if isinstance(part, Known) else logp
+
+
+class Apart:
+    """Several teachers that a term is evaluated against one by one: `Σ_m w_m L(p_m, q)`.
+
+    Where one weight is 1 and the others 0, the choice of a teacher. For a term that is linear in the teacher's probabilities (forward KL,
+    up to a constant) the gradient of the term on their mean.
+
+    Args:
+        parts: M distributions, each on its own support.
+        weights_NM: `[N, M]`, w.
+    """
+
+    def __init__(self, parts: "Sequence[Distribution | Known]", weights_NM: Tensor) -> None:
+        self.parts, self.weights = parts, weights_NM
+
+
+Side = Distribution | Known | Apart
+"""A teacher, as terms see it."""
 
 
 def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:

@@ -54,6 +54,8 @@ class TotalVariation(Divergence):
     or `t_squared: false` and a weight of the term's own.
     """
 
+    supports = frozenset({"classes", "bins"})
+
     def divergence(self, student_logp_NV: Tensor, teacher_logp_NV: Tensor, labels_N: Tensor) -> Tensor:
         """Evaluate `total_variation`."""
         return total_variation(student_logp_NV, teacher_logp_NV)

@@ -17,7 +17,7 @@ def fingerprint(model: nn.Module) -> Tensor:
     """
     tensors = [plain for tensor in (*model.parameters(), *model.buffers()) for plain in stored(tensor)]
     sums = [t.detach().contiguous().view(-1).view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in tensors]
-    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
+    return torch.stack([each.to(sums[0].device) for each in sums]) if sums else torch.zeros(0, dtype=torch.int64)
 
 
 def check_same(model: nn.Module, who: str, device: torch.device) -> None:

@@ -17,6 +17,8 @@ from distill.module import DistillModule
 from distill.plan import models
 from distill.plan.job import Job
 from distill.tasks import Task
+from distill.teachers.base import Teacher
+from distill.teachers.cached import CachedTeacher
 from distill.teachers.online import OnlineTeacher
 from distill.types import ConfigError
 
@@ -62,8 +64,9 @@ def describe(module: DistillModule, data: DistillData, config: Any, recipe: Stud
     student_config = recipe_of_student.blueprint(task, expected)
     student = models.on_meta(task, student_config, recipe_of_student.attn_implementation, recipe_of_student)
     teacher = None
-    if teacher_config is not None and isinstance(module.teacher, OnlineTeacher):
-        teacher = models.on_meta(task, teacher_config, module.teacher.attn_implementation)
+    asked = _asked(module.teacher)
+    if teacher_config is not None and isinstance(asked, OnlineTeacher):
+        teacher = models.on_meta(task, teacher_config, asked.attn_implementation)
     text = student_config.get_text_config()
     classes = text.num_labels if task.unit == "sample" else text.vocab_size
     terms = _prepared(module, data, classes, student, teacher, given)
@@ -71,8 +74,13 @@ def describe(module: DistillModule, data: DistillData, config: Any, recipe: Stud
     return Described(job, task, student_config, teacher_config, terms)
 
 
+def _asked(teacher: Teacher | None) -> Teacher | None:
+    """The teacher whose layers the terms know: of a store, the one that it was written by."""
+    return teacher.source if isinstance(teacher, CachedTeacher) else teacher
+
+
 def _teacher_config(module: DistillModule, data: DistillData, recipe: Students) -> Any | None:
-    teacher = module.teacher
+    teacher = _asked(module.teacher)
     if teacher is None:
         return None
     if not isinstance(teacher, OnlineTeacher):
@@ -137,7 +145,7 @@ def _job(
     every = config.trainer.log_every_n_steps
     return Job(
         student=models.shape_of(student, "model.student"),
-        teacher=None if teacher is None else models.shape_of(teacher, "model.teacher"),
+        teacher=None if teacher is None or isinstance(module.teacher, CachedTeacher) else models.shape_of(teacher, "model.teacher"),
         batch=data.batch_size,
         length=length,
         accumulate=config.trainer.accumulate_grad_batches or 1,

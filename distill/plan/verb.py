@@ -13,6 +13,7 @@ from distill.plan.describe import describe
 from distill.plan.measure import MicroStep, seconds_of
 from distill.plan.table import Cluster, communication_table, memory_table, rows
 from distill.report import tables
+from distill.teachers.cached import CachedTeacher
 from distill.types import ConfigError
 
 
@@ -37,6 +38,8 @@ def show(module: DistillModule, data: DistillData, config: Any, strategy: str, r
     job = replace(described.job, teacher_sharded=config.teacher_sharded)
     steps = config.trainer.max_steps if config.trainer.max_steps > 0 else None
     found = speed.estimated(job, cluster.ranks, steps, config.tflops, config.mfu)
+    if config.measure and isinstance(module.teacher, CachedTeacher):
+        raise ConfigError("--measure runs a teacher in memory, but model.teacher is a store; leave it out")
     if config.measure:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         here = describe(module, data, config, recipe, device)

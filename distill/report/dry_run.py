@@ -11,7 +11,10 @@ from distill.losses.chunked import chunk_size
 from distill.module import DistillModule
 from distill.report import tables
 from distill.report.run import describe
+from distill.report.situation import situation
+from distill.report.sources import recommend, table
 from distill.tasks import unwrap
+from distill.teachers.several import teachers_of
 
 MB = 1e6
 
@@ -28,7 +31,7 @@ class DryRun(pl.Callback):
         tables.show(tables.banner("Memory per device, estimated", {k: f"{v / MB:,.1f} MB" for k, v in memory(pl_module).items()}))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Say that the step went well, and stop."""
+        """Say that the step went well, compare the sources of the signal, and stop."""
         if trainer.global_step < 1:
             return
         trainer.should_stop = True
@@ -38,14 +41,23 @@ class DryRun(pl.Callback):
             peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of the whole process, libraries included"
         loss = float(trainer.callback_metrics["train/loss"])
         print(f"One real forward and backward: fine. loss {loss:.4f}, peak memory {peak / MB:,.0f} MB {what}")
+        assert isinstance(pl_module, DistillModule)
+        if pl_module.teacher is not None:
+            parts = memory(pl_module)
+            look = situation(trainer, pl_module, args[1], parts["sum"] - parts["teacher"])
+            tables.show(table(look))
+            print(recommend(look))
 
 
 def vocabulary(module: DistillModule) -> dict[str, str]:
     """How many tokens or labels the data have, and how many rows each head has for them."""
     rows = {"data": f"{module.data.num_classes:,} classes; tokenizer of {len(module.data.tokenizer):,} tokens"}
     assert module.student is not None, "configure_model comes first"
-    teacher = None if module.teacher is None else module.teacher.structure()
-    for name, model in [("student", module.student), *([("teacher", teacher)] if teacher is not None else [])]:
+    teachers = [] if module.teacher is None else [each.structure() for each in teachers_of(module.teacher)]
+    names = ["teacher"] if len(teachers) == 1 else [f"teacher {number}" for number, _ in enumerate(teachers, start=1)]
+    for name, model in zip(["student", *names], [module.student, *teachers], strict=True):
+        if model is None:
+            continue
         config = unwrap(model).config.get_text_config()
         head = config.num_labels if module.task.unit == "sample" else config.vocab_size
         rows[name] = f"head of {head:,}; {head - module.data.num_classes:,} left out before the softmax"
@@ -78,12 +90,13 @@ def memory(module: DistillModule) -> dict[str, float]:
     positions, classes = module.data.batch_size * module.data.max_length, module.data.num_classes
     predictions = positions if module.task.unit == "token" else module.data.batch_size
     per_value = 1 if model.is_activation_checkpointing else 17
-    sides = 1 if module.teacher is None else 2
+    teachers = [] if module.teacher is None else teachers_of(module.teacher)
+    sides = 1 + len(teachers)
     parts = {
         "student": float(sum(p.numel() * p.element_size() for p in student)),
         "gradients": trainable,
         "AdamW": 2 * trainable,
-        "teacher": 0.0 if module.teacher is None else module.teacher.describe()["megabytes"] * MB,
+        "teacher": MB * sum(each.describe()["megabytes"] for each in teachers if each.models()),
         "activations": float(per_value * positions * width * layers * student[0].element_size()),
         "logits, in chunks": 16.0 * sides * min(predictions, chunk_size(classes, module.device)) * classes,
     }

@@ -50,8 +50,15 @@ def _limited(batches: Any, limit: float | int | None) -> Iterator[Any]:
     return itertools.islice(iterable, count)
 
 
-def teacher_part(measured: dict[str, float]) -> dict[str, float]:
-    """The teacher's own figures, out of those of any model that was measured beside it."""
+def teacher_part(measured: dict[str, float], before: dict[str, float] | None = None) -> dict[str, float]:
+    """The teacher's own figures, out of those of any model that was measured beside it.
+
+    Args:
+        measured: of that model.
+        before: of a teacher that cannot be measured now, see `Teacher.measured`.
+    """
+    if "teacher_loss" not in measured:
+        return before or {}
     return {
         "count": measured["count"],
         "loss": measured["teacher_loss"],
@@ -67,5 +74,5 @@ def student_part(measured: dict[str, float]) -> dict[str, float]:
 
 
 def retention(student: dict[str, float], teacher: dict[str, float]) -> float:
-    """How much of the teacher's accuracy a student has, `accuracy_s / accuracy_t`, in [0, ∞)."""
-    return student["accuracy"] / teacher["accuracy"] if teacher["accuracy"] > 0 else math.nan
+    """How much of the teacher's accuracy a student has, `accuracy_s / accuracy_t`, in [0, ∞); NaN where it is not known."""
+    return student["accuracy"] / teacher["accuracy"] if teacher.get("accuracy", 0) > 0 else math.nan

@@ -108,6 +108,8 @@ class Run(pl.Callback):
                 print(f"{module.skipped_steps} of {trainer.global_step} steps were skipped: a loss or gradient was not finite")
             if models:
                 tables.show(tables.results(models, module.task.unit))
+                if module.teacher is not None and "kl" not in models["teacher"]:
+                    print(f"KL and agreement are not measured: the teacher is {module.teacher.name}, and gives no target for held-out rows")
             else:
                 print("No validation data, nothing measured: set data.val_data or data.val_fraction, and trainer.limit_val_batches above 0")
             print(f"The student is in {self.folder / 'student'}, the figures are in {self.folder / 'report.json'}")
@@ -117,7 +119,7 @@ class Run(pl.Callback):
         size = module.size
         models: dict[str, dict[str, Any]] = {}
         if module.teacher is not None:
-            models["teacher"] = {**teacher_part(after), **module.teacher.describe()}
+            models["teacher"] = {**teacher_part(after, module.teacher.measured()), **module.teacher.describe()}
         models["student before"] = {**student_part(self.before), **size}
         if self.alone is not None:
             model = module.task.load(str(self.alone / "student"), "baseline", dtype=next(module.parameters()).dtype).to(module.device)
@@ -132,7 +134,8 @@ class Run(pl.Callback):
             "seconds": self.seconds,
         }
         for model in models.values():
-            model["perplexity"] = math.exp(min(model["loss"], 700.0))
+            if "loss" in model:
+                model["perplexity"] = math.exp(min(model["loss"], 700.0))
             if "teacher" in models:
                 model["retention"] = retention(model, models["teacher"])
         return models
@@ -158,7 +161,11 @@ def describe(trainer: pl.Trainer, module: DistillModule) -> dict[str, str]:
     }
     if module.teacher is not None:
         teacher = module.teacher.describe()
-        rows["teacher"] = f"{module.teacher.name} · {_size(teacher)} · {teacher['parameters'] / size['parameters']:.1f}× the student"
+        rows["teacher"] = f"{module.teacher.name} · {_size(teacher)}"
+        if teacher.get("parameters"):
+            rows["teacher"] += f" · {teacher['parameters'] / size['parameters']:.1f}× the student"
+        if "store_megabytes" in teacher:
+            rows["teacher"] += f" · none of it in memory, {teacher['store_megabytes']:,.1f} MB on disk"
     return rows
 
 
@@ -179,6 +186,10 @@ def describe_classes(data: DistillData) -> dict[str, Any]:
 
 
 def _size(described: dict[str, Any]) -> str:
+    if "parameters" not in described:
+        return "of unknown size"
+    if described["parameters"] == 0:
+        return "no weights of its own"
     return f"{described['parameters']:,} parameters · {described['megabytes']:.1f} MB {described['dtype']}"
 
 

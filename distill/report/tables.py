@@ -28,7 +28,7 @@ def results(models: dict[str, dict[str, Any]], unit: str) -> Table:
     """One row a model: loss in nats, perplexity `exp(loss)` (of language models only), top-1 accuracy; forward KL to the teacher in nats,
     how often both have the same top-1, the share of the teacher's accuracy that is kept; parameters, megabytes, seconds of training.
     """
-    table = Table(title=f"Held-out data, {next(iter(models.values()))['count']:,.0f} {unit}s", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=f"Held-out data, {[*models.values()][-1]['count']:,.0f} {unit}s", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     columns = [c for c in _columns(unit) if any(_present(m.get(c[1])) for m in models.values())]
     for head, *_ in columns:

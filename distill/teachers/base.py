@@ -1,7 +1,7 @@
 """What a teacher is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from pytorch_lightning.strategies import Strategy
 from torch import nn
 
 from distill.tasks import Task
-from distill.types import Batch, Outputs
+from distill.types import Batch, Support, Target
 
 
 class Teacher(ABC):
@@ -43,6 +43,23 @@ class Teacher(ABC):
             ConfigError: another tokenizer, or other classes.
         """
 
+    def check_rows(self, fingerprint: Callable[[], str]) -> None:  # noqa: B027  # most answer for any row
+        """Make sure that the teacher knows the training rows, where it was asked about them before (after `check`).
+
+        Args:
+            fingerprint: gives a hash of their content; takes a pass over them.
+
+        Raises:
+            ConfigError: it was asked about other rows.
+        """
+
+    def check_routes(self, names: Sequence[str]) -> None:  # noqa: B027  # most teach every row
+        """Take the names of teachers that a column of the data holds, after `check`; none where there is no such column.
+
+        Raises:
+            ConfigError: it needs them and there are none, or they are not its own.
+        """
+
     def spread(self, strategy: Strategy) -> None:  # noqa: B027  # most stay whole
         """Make sure that all ranks hold the same, and leave each a part where that was asked for; called at every start, after `check`.
 
@@ -56,8 +73,24 @@ class Teacher(ABC):
         """
 
     @abstractmethod
-    def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Outputs:
-        """Give the teacher's outputs, without a graph."""
+    def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Target:
+        """Give the target of a batch, without a graph."""
+
+    @property
+    def support(self) -> Support:
+        """What its target is known on (after `setup`). Only one of all `classes` can measure a student on any row."""
+        return "classes"
+
+    @property
+    def temperature(self) -> float | None:
+        """The T that its target was made with, where it cannot be softened after; None where it can be."""
+        return None
+
+    def ahead(self, batch: Batch) -> None:  # noqa: B027  # most have nothing to prepare
+        """Begin to fetch the target of a batch that `__call__` will be asked for soon; must not wait. Called in the data's order."""
+
+    def beside(self, student: nn.Module) -> None:  # noqa: B027  # most do not look at it
+        """See the student, once it is made and before any strategy wraps it."""
 
     def models(self) -> list[nn.Module]:
         """The models that it holds in memory, after `setup`; none where the target comes from elsewhere."""
@@ -72,6 +105,10 @@ class Teacher(ABC):
         for model in self.models():
             assert not model.training, "the teacher is in training mode"
             assert not any(p.requires_grad for p in model.parameters()), "the teacher has trainable parameters"
+
+    def measured(self) -> dict[str, float]:
+        """Give `count`, `loss` and `accuracy` on the validation rows, of a teacher that was measured before and cannot be now."""
+        return {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A teacher with 8-bit weights, through torchao: a quarter of float32's memory, half of bfloat16's."""
+"""A teacher with weights in 8 or 4 bits, through torchao."""
+
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -6,14 +8,21 @@ from transformers import PreTrainedModel
 from distill.types import ConfigError
 
 
-def quantise(model: PreTrainedModel) -> None:
-    """Store the weights of every linear but the head as 8-bit integers with one scale per output row; in place.
+def quantise(model: PreTrainedModel, to: Literal["int8", "int4"] = "int8") -> None:
+    """Store the weights of every linear but the head as small integers with scales, `W ≈ s · round(W / s)`; in place.
 
-    `W ≈ s · round(W / s)` with `s = max|W_row| / 127.5`. Products are computed in the model's dtype. The head is left as it is: its error
-    would be the target's, and under chunking it is small beside the logits.
+    `int8`: `s = max|W_row| / 127.5`; a quarter of float32's memory, half of bfloat16's. `int4`: `s = max|W_group| / 7.5` for every 32
+    weights of a row; 0.56 bytes a weight in bfloat16. A linear whose rows are no multiple of 32 wide stays as it is. Products are
+    computed in the model's dtype. The head is left as it is: its error would be the target's, and under chunking it is small beside the
+    logits.
+
+    Measured: `KL(p ‖ p_quantised)` and how often both have the same likeliest token, on 12,192 tokens of Python's standard library with
+    the trained teacher of `configs/teacher_llama.yaml` (2.0 M weights): int8 0.00002 nats, 99.5 %; int4 0.0038 nats, 94.3 %. A model with
+    less room loses more: 0.0005 and 0.10 nats at 260 k weights.
 
     Args:
         model: frozen.
+        to: what the weights become.
 
     Raises:
         ConfigError: torchao is not installed.
@@ -23,4 +32,11 @@ def quantise(model: PreTrainedModel) -> None:
     except ImportError:
         raise ConfigError("model.teacher.quantize needs torchao, which is not installed: pip install 'torchao>=0.18'") from None
     head = model.get_output_embeddings()
-    quantize_(model, Int8WeightOnlyConfig(version=2), filter_fn=lambda module, _: isinstance(module, nn.Linear) and module is not head)
+    if to == "int8":
+        quantize_(model, Int8WeightOnlyConfig(version=2), filter_fn=lambda module, _: isinstance(module, nn.Linear) and module is not head)
+        return
+    from distill.teachers.int4.packed import GROUP, PackedInt4
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head and module.in_features % GROUP == 0:
+            module.weight = nn.Parameter(PackedInt4.of(module.weight), requires_grad=False)

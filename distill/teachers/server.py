@@ -5,12 +5,18 @@
     POST /features?tap=NAME&…      a batch as safetensors; answers with features and taps
 
 The student's side keeps the head, so that the losses are those of a teacher in memory: D values a token travel, not V.
+For clients of the OpenAI API, `ServedTeacher` among them, see `completions`:
+
+    GET  /v1/models
+    POST /tokenize
+    POST /v1/completions           prompts as token ids; answers with the log-probabilities of the k likeliest tokens
 """
 
 import hashlib
 import hmac
 import json
 import os
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,11 +24,15 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from safetensors.torch import save
+from transformers import PreTrainedTokenizerBase
 
 from distill.parallel.same import fingerprint
-from distill.tasks import Task, unwrap
+from distill.tasks import Task
 from distill.teachers.base import Teacher
+from distill.teachers.completions import Completions
+from distill.teachers.shape import config_values
 from distill.teachers.wire import KEY, WEIGHTS, pack_outputs, unpack_batch
+from distill.types import Outputs
 
 LARGEST = 2**30  # bytes of a batch of ids and masks
 LINGER_S = 20.0  # below the 30 s that Slurm leaves by default between SIGTERM and SIGKILL
@@ -35,23 +45,24 @@ class TeacherServer(ThreadingHTTPServer):
         address: host and port; port 0 takes a free one, see `server_port`.
         teacher: ready (after `setup` and `check`), with one model in memory.
         task: what it is for.
-        vocabulary: token to id, of its tokenizer.
+        tokenizer: the model's.
         packs: whether it was looked at that documents packed into one row do not see each other.
     """
 
     daemon_threads = True
+    request_queue_size = 128  # ranks connect all at once; socketserver lets 5 wait
 
-    def __init__(self, address: tuple[str, int], teacher: Teacher, task: Task, vocabulary: dict[str, int], packs: bool) -> None:
+    def __init__(self, address: tuple[str, int], teacher: Teacher, task: Task, tokenizer: PreTrainedTokenizerBase, packs: bool) -> None:
         super().__init__(address, _Handler)
-        self.teacher, self.packs = teacher, packs
+        self.teacher, self.packs, self.completions = teacher, packs, Completions(teacher, task, tokenizer)
         (model,) = teacher.models()
         self.device = next(model.parameters()).device
         self.about = {
             "name": teacher.name,
-            "config": json.loads(unwrap(model).config.to_json_string(use_diff=False)),
+            "config": config_values(model),
             "described": teacher.describe(),
             "unit": task.unit,
-            "vocabulary": vocabulary,
+            "vocabulary": tokenizer.get_vocab(),
             "weights": hashlib.sha256(fingerprint(model).cpu().numpy().tobytes()).hexdigest(),
         }
         head = task.head(model)
@@ -77,17 +88,26 @@ class TeacherServer(ThreadingHTTPServer):
         """
         if weights != self.about["weights"]:
             raise ValueError("this server holds other weights than those that the student began with; start it with the same model")
-        self.asked = time.monotonic()
         batch = unpack_batch(body)
         if "position_ids" in batch and not self.packs:
             raise ValueError("these rows are packed, but the configuration of this server has data.pack=false; serve with the student's")
         with self.lock:
             outputs = self.teacher({name: tensor.to(self.device) for name, tensor in batch.items()}, taps)
+            assert isinstance(outputs, Outputs), "a model in memory gives features"
             return pack_outputs(outputs.features, outputs.taps)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong in a request, but for a client that has gone away, e.g. because its time was up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+PATHS = b"there are /about, /head, /features, /tokenize, /v1/models and /v1/completions"
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections stay open between steps
+    disable_nagle_algorithm = True  # a body follows its headers at once, not after the client's delayed acknowledgement
     server: TeacherServer
 
     def do_GET(self) -> None:  # http.server's name
@@ -97,8 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, json.dumps(self.server.about).encode())
         elif self.path == "/head":
             self._answer(200, self.server.head)
+        elif self.path == "/v1/models":
+            self._answer(200, self.server.completions.models().encode())
         else:
-            self._answer(404, b"there are /about, /head and /features")
+            self._answer(404, PATHS)
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -110,19 +132,27 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(413, f"a batch is wanted, of at most {LARGEST:,} bytes".encode())
             return
         body = self.rfile.read(int(length))
-        url = urlsplit(self.path)
-        if url.path != "/features":
-            self._answer(404, b"there are /about, /head and /features")
-            return
         try:
-            answer = self.server.features(body, parse_qs(url.query).get("tap", []), self.headers.get(WEIGHTS))
+            answer = self._posted(body)
         except ValueError as error:  # the client's mistake, a ConfigError about a tap among them
             self._answer(400, str(error).encode())
         except Exception as error:
             self._answer(500, f"{type(error).__name__}: {error}".encode())
             raise
         else:
-            self._answer(200, answer)
+            self._answer(404, PATHS) if answer is None else self._answer(200, answer)
+
+    def _posted(self, body: bytes) -> bytes | None:
+        self.server.asked = time.monotonic()
+        url = urlsplit(self.path)
+        if url.path == "/features":
+            return self.server.features(body, parse_qs(url.query).get("tap", []), self.headers.get(WEIGHTS))
+        with self.server.lock:  # a tokenizer, too, is used by one at a time
+            if url.path == "/v1/completions":
+                return self.server.completions.complete(body).encode()
+            if url.path == "/tokenize":
+                return self.server.completions.tokenize(body).encode()
+        return None
 
     def _allowed(self) -> bool:
         key, given = self.server.key, self.headers.get("Authorization", "")

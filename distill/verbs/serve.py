@@ -8,6 +8,8 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from distill.checks import check_packing
 from distill.module import DistillModule
+from distill.teachers.remote import RemoteTeacher
+from distill.teachers.served import ServedTeacher
 from distill.teachers.server import TeacherServer
 from distill.types import ConfigError
 from distill.verb import Verb
@@ -23,12 +25,21 @@ class Serve(Verb):
         parser.add_argument("--port", type=int, default=8100, help="0: any free one, which is printed")
         parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where the teacher runs")
 
+    def _refuse_ranks(self, message: str) -> None:
+        """There is one process."""
+
     def act(self, module: DistillModule, data: Any, config: Any) -> None:
         """Serve."""
         if module.teacher is None:
             raise ConfigError("model.teacher is missing: there is nothing to serve")
         if not 0 <= config.port < 2**16:
             raise ConfigError(f"port must be between 0 and 65535, got {config.port}")
+        if isinstance(module.teacher, RemoteTeacher | ServedTeacher):
+            raise ConfigError(
+                f"model.teacher runs in another process itself, at {module.teacher.name}; serve a configuration with an OnlineTeacher"
+            )
+        if recipe := module.teacher.recipe_needed():
+            self._make_teacher(recipe)
         data.prepare_data()
         data.setup()
         device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,7 +53,7 @@ class Serve(Verb):
         if data.pack:
             check_packing(task, models[0], "model.teacher")
         try:
-            server = TeacherServer((config.host, config.port), module.teacher, task, data.tokenizer.get_vocab(), data.pack)
+            server = TeacherServer((config.host, config.port), module.teacher, task, data.tokenizer, data.pack)
         except OSError as error:
             raise ConfigError(f"cannot listen at {config.host}:{config.port} ({error.strerror}); take another --port") from error
         signal.signal(signal.SIGTERM, lambda *_: server.leave())

@@ -38,6 +38,7 @@ from distill.losses.block import Terms
 from distill.losses.chunked import block_size, chunk_size, chunked_objective, chunks
 from distill.losses.divergence import ForwardKL
 from distill.losses.hard import CrossEntropy
+from distill.losses.support import Distribution
 from distill.types import ConfigError, Outputs
 
 Result = tuple[Tensor, list[Tensor]]
@@ -205,7 +206,7 @@ def in_blocks(loss: TokenLoss, logits: Tensor, teacher_logits: Tensor, labels: T
     """Forward and backward as the chunked objective does between its matrix products."""
     terms = Terms({"it": loss}, {"it": 1.0}, logits.shape[1])
     for rows in chunks(len(labels), block_size(logits.shape[1], logits.device)):
-        terms.gradients(logits[rows], teacher_logits[rows], labels[rows], each=False)
+        terms.gradients(logits[rows], Distribution(teacher_logits[rows]), labels[rows], each=False)
 
 
 def bench_divergences(args: argparse.Namespace, device: torch.device) -> None:

@@ -245,12 +245,12 @@ def test_several_for_different_layers_have_a_state_each(tmp_path: Path) -> None:
 
 def test_each_of_several_begins_when_it_was_told(tmp_path: Path) -> None:
     early, late = qat(include=["*mlp*"]), qat(include=["*self_attn*"], start=3)
-    trainer = fit(tmp_path, early, late, Strengths(), max_steps=4)
-    (seen,) = [each.seen for each in trainer.callbacks if isinstance(each, Strengths)]  # type: ignore[attr-defined]
+    trainer = fit(tmp_path, early, late, ByOwner(), max_steps=4)
+    (seen,) = [each.seen for each in trainer.callbacks if isinstance(each, ByOwner)]  # type: ignore[attr-defined]
     assert seen == {early.owner: [1.0] * 4, late.owner: [0.0, 0.0, 0.0, 1.0]}
 
 
-class Strengths(pl.Callback):
+class ByOwner(pl.Callback):
     def __init__(self) -> None:
         self.seen: dict[int, list[float]] = {}
 

@@ -7,7 +7,10 @@ from datasets import Dataset
 
 from distill.data.loader import EvalLoader, Loader, permutation
 from distill.data.packing import stack
+from distill.losses.hard import CrossEntropy
+from distill.teachers.online import OnlineTeacher
 from distill.types import ConfigError, DataError
+from tests import pair
 from tests.data.helpers import numbered
 
 
@@ -150,6 +153,154 @@ def test_limit_ends_the_epoch():
 def test_another_global_batch_cannot_resume():
     with pytest.raises(ConfigError, match=r"sample 6 of epoch 1.*global batch of 4"):
         Loader(rows(24), stack, 4).load_state_dict({"epoch": 1, "samples": 6})
+
+
+class Counted:
+    """Rows that note which were read, in order."""
+
+    def __init__(self, data):
+        self.data, self.read = data, []
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitems__(self, indices):
+        self.read.extend(indices)
+        return self.data.__getitems__(indices)
+
+
+def told(loader):
+    """Let a loader tell ahead into a list, and give that list."""
+    heard = []
+    loader.ahead = lambda batch: heard.append(batch)
+    return heard
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("window", [1, 3])
+def test_ahead_is_told_every_batch_once_in_order_and_one_step_early(window, num_workers):
+    loader = Loader(rows(26), stack, 2, window, seed=4, num_workers=num_workers)
+    heard, seen = told(loader), []
+    per_epoch = len(loader)
+    assert per_epoch == {1: 13, 3: 12}[window]
+    for epoch in range(2 if num_workers else 3):
+        for i, batch in enumerate(loader):
+            seen.append(batch["sample_ids"].tolist())
+            of_epoch = min(per_epoch, (i // window + 2) * window)  # this step and the next
+            assert len(heard) == epoch * per_epoch + of_epoch
+            assert set(heard[-1]) == set(batch) - {"num_valid"}
+    assert ids(heard) == seen
+    assert seen == by_permutation(26, window, len(seen) // per_epoch)
+
+
+def by_permutation(count, window, epochs):
+    """The batches of two rows that the permutations say."""
+    usable = count // (2 * window) * 2 * window
+    return [permutation(count, 4, epoch)[i : i + 2].tolist() for epoch in range(epochs) for i in range(0, usable, 2)]
+
+
+def test_what_is_told_is_what_comes():
+    loader = Loader(rows(24), stack, 2, window=2)
+    heard, iterator = told(loader), iter(loader)
+    assert heard == []  # Lightning calls iter() as a check
+    batches = list(iterator)
+    for early, batch in zip(heard, batches, strict=True):
+        for name in ("input_ids", "labels", "sample_ids"):
+            assert torch.equal(early[name], batch[name])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_ahead_changes_no_batch_and_no_position(num_workers):
+    plain, ahead = (Loader(rows(25), stack, 2, window=2, seed=3, num_workers=num_workers) for _ in range(2))
+    told(ahead)
+    for _ in range(2):
+        for one, other in zip(plain, ahead, strict=True):
+            assert plain.state_dict() == ahead.state_dict()
+            assert set(one) == set(other)
+            assert all(torch.equal(one[name], other[name]) for name in one)
+    assert plain.state_dict() == ahead.state_dict() == {"epoch": 2, "samples": 0}
+
+
+@pytest.mark.parametrize(("stop", "num_workers"), [(0, 0), (1, 0), (2, 0), (5, 0), (5, 2), (11, 0), (12, 0)])
+def test_ahead_after_a_resume_is_told_what_is_left(stop, num_workers):
+    def make():
+        return Loader(rows(25), stack, 2, window=2, seed=3, num_workers=num_workers)
+
+    before = make()
+    told(before)
+    iterator = iter(before)
+    for _ in range(stop):
+        next(iterator)
+    after = make()
+    heard = told(after)
+    after.load_state_dict(before.state_dict())
+    resumed = ids(after)
+    assert ids(heard) == resumed
+    plain = make()
+    whole = ids(plain) + ids(plain)
+    start = stop // 2 * 2
+    assert resumed == (whole[start:12] if stop < 12 else whole[12:])
+
+
+def test_ahead_is_told_of_what_a_limit_leaves():
+    loader = Loader(rows(24), stack, 2, window=2, limit=4)
+    heard = told(loader)
+    for _ in range(4):  # as Lightning, which asks for no more
+        iterator = iter(loader)
+        got = [next(iterator)["sample_ids"].tolist() for _ in range(4)]
+        assert ids(heard[-4:]) == got
+    assert len(heard) == 16
+
+
+def test_ranks_are_told_of_their_own_batches():
+    for rank in range(2):
+        loader = Loader(rows(24), stack, 2, window=2, rank=rank, world_size=2)
+        heard = told(loader)
+        assert ids(loader) == ids(heard)
+
+
+class Listening(OnlineTeacher):
+    """Notes what it is told and what it is asked for."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.told, self.asked, self.early = [], [], []
+
+    def ahead(self, batch):
+        self.told.append(batch["sample_ids"].tolist())
+
+    def __call__(self, batch, taps=()):
+        self.asked.append(batch["sample_ids"].tolist())
+        self.early.append(len(self.told) - len(self.asked))
+        return super().__call__(batch, taps)
+
+
+def test_a_teacher_is_told_of_each_batch_that_training_asks_it_for(tmp_path):
+    data = pair.data(tmp_path, batch_size=4)
+    teacher = Listening(str(tmp_path / "teacher"))
+    pair.trainer(max_epochs=2, accumulate_grad_batches=3).fit(pair.module(tmp_path, teacher=teacher), data)
+    per_epoch = len(data.train_dataloader())
+    assert per_epoch >= 12
+    assert len(teacher.asked) == 2 * per_epoch
+    assert teacher.told == teacher.asked
+    # 6 told and 1 asked for at the first micro-batch of a step; the last step of an epoch has none after it
+    assert teacher.early[:6] == [5, 4, 3, 5, 4, 3]
+    assert teacher.early[per_epoch - 3 : per_epoch] == [2, 1, 0]
+
+    pair.trainer(max_steps=1).fit(pair.module(tmp_path, teacher=None, losses={"ce": CrossEntropy()}, balancer=None), data)
+    assert len(teacher.told) == 2 * per_epoch  # the data tell no teacher of an earlier run
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_without_ahead_nothing_is_read_early(window):
+    source = Counted(rows(24))
+    for step, _ in enumerate(Loader(source, stack, 2, window)):
+        assert len(source.read) == (step // window + 1) * window * 2
+    source = Counted(rows(24))
+    loader = Loader(source, stack, 2, window)
+    told(loader)
+    for step, _ in enumerate(loader):
+        assert len(source.read) == min(24, (step // window + 2) * window * 2)
 
 
 @pytest.mark.parametrize(("count", "world_size"), [(10, 1), (10, 2), (10, 4), (1, 3), (8, 2)])

@@ -12,7 +12,7 @@ from distill.losses.chunked import chunk_size, chunked_objective, chunks, flatte
 from distill.losses.divergence import ForwardKL
 from distill.losses.hard import CrossEntropy
 from distill.losses.support import Distribution
-from distill.types import IGNORE_INDEX, Outputs
+from distill.types import IGNORE_INDEX, Outputs, SparseTarget
 from tests.losses.dense import Case, assert_close, gap, linear
 from tests.losses.test_divergence import reference_ForwardKL
 from tests.losses.test_hard import reference_CrossEntropy
@@ -295,12 +295,14 @@ def test_a_label_that_is_no_class_is_an_error(label: int) -> None:
 def test_flatten_keeps_valid_positions_in_order() -> None:
     features = torch.arange(6.0).view(2, 3, 1)
     labels = torch.tensor([[IGNORE_INDEX, 4, 5], [6, IGNORE_INDEX, IGNORE_INDEX]])
-    student, teacher, kept = flatten(Outputs(features, nn.Identity()), Outputs(10 * features, nn.Identity()), labels)
+    student, target, kept = flatten(Outputs(features, nn.Identity()), Outputs(10 * features, nn.Identity()), labels, 1)
     assert student.flatten().tolist() == [1, 2, 3]
-    assert teacher is not None
-    assert teacher.flatten().tolist() == [10, 20, 30]
+    assert target is not None
+    side = target(slice(0, 3))(slice(0, 3))
+    assert isinstance(side, Distribution)
+    assert side.logits_NV.flatten().tolist() == [10, 20, 30]
     assert kept.tolist() == [4, 5, 6]
-    assert flatten(Outputs(features, nn.Identity()), None, labels)[1] is None
+    assert flatten(Outputs(features, nn.Identity()), None, labels, 1)[1] is None
 
 
 def test_chunks_cover_every_position_once() -> None:
@@ -333,6 +335,18 @@ def test_no_tensor_of_tokens_times_classes_exists(chunk: int | None, share: floa
     with Recorder() as dense, torch.no_grad():
         student.head(student.features)
     assert dense.largest >= n * v  # the same recorder sees what is there
+
+
+def test_no_tensor_of_tokens_times_classes_exists_with_a_sparse_target() -> None:
+    n, v, k = 2048, 8192, 16
+    case = Case.random(shape=(1, n), num_classes=v, padding=(0, 0), widths=(16, 24), mask="none")
+    student, ids = case.student(), torch.arange(k).expand(1, n, k)
+    target = SparseTarget(ids, torch.full((1, n, k), 0.9 / k), torch.full((1, n), 0.1), 2.0)
+    with Recorder() as seen:
+        total, _, _ = chunked_objective(student, target, case.labels, BOTH, WEIGHTS, v, 256)
+        total.backward()
+    assert seen.largest <= 0.15 * n * v
+    assert seen.products == 3 * n // 256  # logits, and the gradients of features and head: no teacher's head
 
 
 def _grad(tensor: Tensor) -> Tensor:

@@ -3,9 +3,16 @@
 from collections import Counter
 from pathlib import Path
 
+from transformers import AutoModelForCausalLM
+
 from distill.losses.divergence import ForwardKL
 from distill.losses.features import HiddenMSE
 from distill.report.run import Run, describe, describe_classes, describe_losses
+from distill.students.load import Pretrained
+from distill.students.lora import LoRA
+from distill.teachers.ensemble import Ensemble
+from distill.teachers.online import OnlineTeacher
+from distill.teachers.own import SelfTeacher
 from tests import pair
 
 
@@ -23,6 +30,19 @@ def test_the_banner_counts_by_hand(tmp_path: Path) -> None:
     assert rows["batch"] == "6 = 2 × 3 accumulated × 1 ranks"
     assert rows["tokens per step"] == f"{6 * 32:,} at most"
     assert rows["steps"] == "1"
+
+
+def test_the_banner_of_several_teachers_and_of_a_student_that_teaches_itself(tmp_path: Path) -> None:
+    data, folder = pair.data(tmp_path, batch_size=2), str(tmp_path / "teacher")
+    student = LoRA(Pretrained(folder), r=2)
+    seen = []
+    for teacher in (Ensemble([OnlineTeacher(folder), SelfTeacher()], [3, 1]), SelfTeacher()):
+        module, trainer = pair.module(tmp_path, teacher=teacher, student=student), pair.trainer(max_steps=1)
+        trainer.fit(module, data)
+        seen.append(describe(trainer, module)["teacher"])
+    count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
+    assert seen[0].startswith(f"0.75 × {folder} + 0.25 × the student without its adapters · {count:,} parameters · ")
+    assert seen[1] == "the student without its adapters · no weights of its own"
 
 
 def test_figures_of_the_start_survive_a_resume(tmp_path: Path) -> None:

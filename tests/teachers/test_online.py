@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -218,6 +219,56 @@ def test_a_sharded_teacher_gives_the_same_losses(tmp_path: Path) -> None:
     assert held_in_parts < held
 
 
-def test_sharded_and_quantised_at_once_is_refused() -> None:
-    with pytest.raises(ConfigError, match="quantize and sharded cannot be had together"):
-        OnlineTeacher("x", quantize="int8", sharded=True)
+@pytest.mark.parametrize("option", [{"quantize": "int8"}, {"compile": True}, {"offload": True}, {"micro_batch": 1}])
+def test_what_a_sharded_teacher_cannot_have(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} and sharded cannot be had together"):
+        OnlineTeacher("x", sharded=True, **option)
+
+
+def test_options_that_cannot_work() -> None:
+    with pytest.raises(ConfigError, match="compile and offload cannot be had together"):
+        OnlineTeacher("x", compile=True, offload=True)
+    with pytest.raises(ConfigError, match=r"micro_batch must be at least 1, got 0"):
+        OnlineTeacher("x", micro_batch=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_rows_at_a_time_are_all_rows(size: int, tmp_path: Path) -> None:
+    teacher, few = ready(tmp_path), OnlineTeacher(str(tmp_path), micro_batch=size)
+    few.setup(CausalLM(), CPU, torch.float32)
+    assert few.model is not None
+    rows: list[int] = []
+    few.model.base_model.register_forward_pre_hook(lambda _m, _a, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    mask = torch.ones(5, 6, dtype=torch.long)
+    mask[1, 4:] = 0
+    batch, taps = {"input_ids": tokens(5), "attention_mask": mask}, ["model.layers.0", "model.layers.1:input"]
+    whole, parts = teacher(batch, taps), few(batch, taps)
+    assert rows == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[size]
+    torch.testing.assert_close(parts.features, whole.features)
+    for tap in taps:
+        torch.testing.assert_close(parts.taps[tap], whole.taps[tap])
+
+
+def test_the_trunk_is_compiled_and_shows_no_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *args, **kwargs: asked.append(call.__self__) or call(*args, **kwargs))
+    plain, teacher = ready(tmp_path), OnlineTeacher(str(tmp_path), compile=True)
+    teacher.setup(CausalLM(), CPU, torch.float32)
+    assert asked == []  # what is tried while it loads is not worth the wait
+    assert teacher.model is not None
+    assert torch.equal(teacher({"input_ids": tokens()}).features, plain({"input_ids": tokens()}).features)
+    assert asked == [teacher.model.base_model]
+    with pytest.raises(ConfigError, match=r"activations \(model\.layers\.0\), which a compiled teacher does not show"):
+        teacher({"input_ids": tokens()}, ["model.layers.0"])
+
+
+@pytest.mark.slow
+def test_compiled_to_machine_code_it_gives_the_same_of_packed_documents(tmp_path: Path) -> None:
+    folder = save(causal_lm(num_hidden_layers=1), tmp_path)
+    plain, teacher = OnlineTeacher(folder), OnlineTeacher(folder, compile=True)
+    for each in (plain, teacher):
+        each.setup(CausalLM(), CPU, torch.float32)
+    for length in (8, 11, 13):  # the second is compiled for any length
+        positions = torch.cat([torch.arange(3), torch.arange(length - 3)]).expand(2, length)
+        batch = {"input_ids": tokens(2, length), "position_ids": positions}
+        torch.testing.assert_close(teacher(batch).features, plain(batch).features, rtol=1e-4, atol=1e-5)

@@ -7,9 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +20,16 @@ from distill.cli import main
 from distill.losses.divergence import ForwardKL
 from distill.losses.features import HiddenMSE
 from distill.losses.hard import CrossEntropy
+from distill.teachers.http import Client
 from distill.teachers.online import OnlineTeacher
 from distill.teachers.remote import RemoteTeacher
-from distill.teachers.server import TeacherServer
 from distill.teachers.wire import KEY, WEIGHTS
 from distill.types import ConfigError, TrainingError
 from tests import pair
 from tests.parallel.runs import Record
 from tests.ranks import run_ranks
+from tests.teachers.serving import Serve, scripted, url
 from tests.test_command import ROOT, config
-
-Serve = Callable[..., TeacherServer]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start a server of the pair's teacher, or of another folder's."""
-    servers: list[TeacherServer] = []
-
-    def start(folder: str = "teacher", port: int = 0, packs: bool = False, delay_s: float = 0.0) -> TeacherServer:
-        data = pair.data(tmp_path)
-        data.setup()
-        teacher = OnlineTeacher(str(tmp_path / folder))
-        teacher.setup(data.task(), torch.device("cpu"), torch.float32)
-        time.sleep(delay_s)
-        server = TeacherServer(("127.0.0.1", port), teacher, data.task(), data.tokenizer.get_vocab(), packs)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def url(server: TeacherServer) -> str:
-    return f"http://127.0.0.1:{server.server_port}"
 
 
 def train(folder: str, teacher: Any, ranks: int = 1, **kwargs: Any) -> list[float]:
@@ -118,11 +88,11 @@ def test_one_that_dies_is_asked_again_and_then_named(tmp_path: Path, serve: Serv
         if len(calls) == 3:
             server.shutdown()
             server.server_close()
-            self.client.close()
-            self.client = httpx.Client()
+            self.client = Client(10.0, 2)  # without the connection that is open
         return before(self, *args)
 
     monkeypatch.setattr(RemoteTeacher, "__call__", dying)
+    monkeypatch.setattr("distill.teachers.http.pause", lambda *_: 0.01)
     with pytest.raises(TrainingError, match=r"did not answer, 3 times .* --ckpt_path last"):
         train(str(tmp_path), teacher)
 
@@ -195,28 +165,8 @@ def test_bodies_that_are_no_batch_are_not_read(serve: Serve) -> None:
 
 def test_what_is_no_teacher_is_named(tmp_path: Path) -> None:
     pair.data(tmp_path)
-    with serving(b"hello") as port, pytest.raises(ConfigError, match="is not `python train"):
-        train(str(tmp_path), RemoteTeacher(f"http://127.0.0.1:{port}"))
-
-
-@contextmanager
-def serving(body: bytes) -> Iterator[int]:
-    """Answer everything with the same bytes."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
+    with scripted(lambda path, body: (200, {}, b"hello")) as server, pytest.raises(ConfigError, match="is not `python train"):
+        train(str(tmp_path), RemoteTeacher(server.url))
 
 
 def _urls(folder: str, where: list[str]) -> str:
@@ -258,9 +208,21 @@ def test_told_to_stop_it_leaves_once_nobody_asks(tmp_path: Path, serve: Serve, m
     while server.leaving and time.monotonic() < end:
         time.sleep(0.1)
     server.server_close()
-    teacher.client = httpx.Client()
+    teacher.client = Client(10.0, 0)
     with pytest.raises(TrainingError, match="did not answer"):
         teacher({"input_ids": ids})
+
+
+@pytest.mark.parametrize("teacher", ["RemoteTeacher", "ServedTeacher"])
+def test_a_teacher_that_is_served_is_not_served_again(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = config()
+    given["model"]["teacher"] = {"class_path": teacher, "init_args": {"url": "http://127.0.0.1:9"}}  # nobody is there, for 300 s
+    (tmp_path / "kd.yaml").write_text(yaml.safe_dump(given))
+    assert main(["serve", "--config", "kd.yaml"]) == 2
+    assert "runs in another process itself, at http://127.0.0.1:9; serve a configuration with an OnlineTeacher" in capsys.readouterr().err
 
 
 @pytest.mark.slow

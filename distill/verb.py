@@ -19,7 +19,8 @@ class Verb(Command, ABC):
         """Keep the strategy's name, and make nothing of the trainer's: its strategies and callbacks may need what is not installed here."""
         trainer = self.config[self.subcommand].trainer
         self.strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
-        self.callbacks = [str(callback.class_path) for callback in trainer.callbacks or []]
+        given = trainer.callbacks or []
+        self.callbacks = [str(callback.class_path) for callback in (given if isinstance(given, list) else [given])]
         trainer.strategy, trainer.callbacks, trainer.logger, trainer.plugins, trainer.profiler = "auto", None, None, None, None
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

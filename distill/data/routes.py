@@ -26,6 +26,8 @@ def named(rows: datasets.Dataset, source: str, column: str) -> datasets.Dataset:
                 f"'{source}' row {number}: '{column}' must name a teacher, in text or as a whole number, but is {type(value).__name__} "
                 f"({value!r:.60})"
             )
+        if classes is not None and value not in range(len(classes)):
+            raise DataError(f"'{source}' row {number}: '{column}' is {value}, but its names go from 0 to {len(classes) - 1}")
     names = [str(value) if classes is None else classes[value] for value in values]
     return rows.remove_columns(column).add_column(column, names)
 

@@ -129,16 +129,16 @@ def _together(probs_NV: Tensor, parts: list[tuple[float, AlongProbs]]) -> Tensor
     elif factor != 1:
         probs_NV.mul_(factor)
     for weight, part in parts:
-        probs_NV.scatter_add_(-1, part.ids, -weight * part.amounts)
+        probs_NV.scatter_add_(-1, part.ids, (-weight * part.amounts).to(probs_NV.dtype))
     return probs_NV
 
 
 def has_closed_form(cls: type[TokenLoss], method: str = "with_gradient") -> bool:
-    """Whether a method that gives the gradient belongs to `forward`: not where a subclass has changed the formula and kept the gradient."""
+    """Whether a method that gives the gradient is of the formula in use: not where a subclass changed that, or `with_gradient` alone."""
     for each in cls.__mro__:
         if method in vars(each):
             return each is not TokenLoss
-        if "forward" in vars(each) or "divergence" in vars(each):
+        if {"forward", "divergence", "with_gradient"} & vars(each).keys():
             return False
     return False
 

@@ -141,6 +141,7 @@ class Mixture(Distribution):
     def __init__(self, parts: Sequence[Distribution | Known], weights_NM: Tensor, num_classes: int, geometric: bool) -> None:
         self.parts, self.weights, self.num_classes, self.geometric = parts, weights_NM, num_classes, geometric
         self._logp: dict[float, Tensor] = {}
+        self._probs: dict[float, Tensor] = {}
 
     @property
     def logits_NV(self) -> Tensor:  # type: ignore[override]  # noqa: N802  # known when asked for

@@ -16,17 +16,19 @@ from torch import Tensor
 from distill.checks import check_length, check_packing
 from distill.data.base import DistillData
 from distill.data.loader import EvalLoader
-from distill.losses.base import Divergence, Loss
+from distill.losses.base import Loss
 from distill.losses.measure import measure
 from distill.module import DistillModule
 from distill.objective import check_support
 from distill.parallel.same import fingerprint
 from distill.report import tables
 from distill.report.progress import Progress
+from distill.report.situation import temperatures
 from distill.report.targets import stored_rows
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher, vocabulary_hash
 from distill.teachers.online import OnlineTeacher
+from distill.teachers.own import SelfTeacher
 from distill.teachers.padded import places
 from distill.teachers.shape import config_values
 from distill.teachers.store import (
@@ -41,7 +43,7 @@ from distill.teachers.store import (
     verify,
     write_shard,
 )
-from distill.types import Batch, ConfigError, MixedTarget, Target
+from distill.types import IGNORE_INDEX, Batch, ConfigError, MixedTarget, Target
 
 SHARD_BYTES = 2**28  # about; a rank holds as much in memory, and a kill loses as much
 SHARDS = 64  # at least, where there are rows enough: ranks share them out
@@ -85,10 +87,16 @@ def ready(module: DistillModule, cached: CachedTeacher, source: Teacher, data: D
     task = data.task()
     check_support(module.terms, cached.support)
     for name, term in module.terms.items():
-        if isinstance(term, Divergence) and cached.T != term.T:
+        if others := sorted(temperatures([term]) - {cached.T}):
             raise ConfigError(
-                f"model.losses.{name}.temperature is {term.T:g}, but model.teacher.temperature is {cached.T:g}; they must agree"
+                f"model.losses.{name}.temperature is {' and '.join(f'{T:g}' for T in others)}, but model.teacher.temperature is "
+                f"{cached.T:g}; they must agree from the first step to the last"
             )
+    if isinstance(source, SelfTeacher):
+        raise ConfigError(
+            "model.teacher.source: SelfTeacher is the student without its adapters, and here there is no student; take OnlineTeacher with "
+            "the checkpoint that the adapters go on"
+        )
     source.setup(task, fabric.device, dtype)
     if source.support != "classes":
         raise ConfigError(f"model.teacher.source: {type(source).__name__} does not know all classes, of which the store would keep some")
@@ -238,6 +246,8 @@ def _measures(job: Job) -> dict[str, float]:
 
 
 def _measured(job: Job, batch: Batch) -> Tensor:
+    if not (batch["labels"] != IGNORE_INDEX).any():  # it only makes the ranks' numbers of batches equal; a mix may be of no teacher here
+        return torch.zeros(3, dtype=torch.float64)
     target = _ask(job, batch, [])
     one: Any = target.parts[0] if isinstance(target, MixedTarget) else target  # something to measure the target beside
     with job.fabric.autocast():
@@ -258,8 +268,3 @@ def summary(folder: Path, header: Header, written: int, seconds: float) -> dict[
         "bytes per position": f"{size / max(1, positions):,.1f}{states}",
         "time": f"{seconds:,.0f} s",
     }
-
-
-def _say(fabric: Fabric, line: str) -> None:
-    if fabric.is_global_zero:
-        print(line, flush=True)

@@ -55,10 +55,11 @@ def teacher_part(measured: dict[str, float], before: dict[str, float] | None = N
 
     Args:
         measured: of that model.
-        before: of a teacher that cannot be measured now, see `Teacher.measured`.
+        before: of a teacher that cannot be measured now, see `Teacher.measured`; none where that was on fewer or more positions, e.g. all
+            while `limit_val_batches` takes a few: figures of different rows would stand beside each other.
     """
     if "teacher_loss" not in measured:
-        return before or {}
+        return before if before and before["count"] == measured["count"] else {}
     return {
         "count": measured["count"],
         "loss": measured["teacher_loss"],

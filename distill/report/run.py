@@ -110,6 +110,11 @@ class Run(pl.Callback):
                 tables.show(tables.results(models, module.task.unit))
                 if module.teacher is not None and "kl" not in models["teacher"]:
                     print(f"KL and agreement are not measured: the teacher is {module.teacher.name}, and gives no target for held-out rows")
+                    if (before := module.teacher.measured()) and "loss" not in models["teacher"]:
+                        print(
+                            f"The teacher's own figures are left out: they are of {before['count']:,.0f} positions, this run measured "
+                            f"{models['student before']['count']:,.0f}; take limit_val_batches=1.0 and the same validation data"
+                        )
             else:
                 print("No validation data, nothing measured: set data.val_data or data.val_fraction, and trainer.limit_val_batches above 0")
             print(f"The student is in {self.folder / 'student'}, the figures are in {self.folder / 'report.json'}")

@@ -227,5 +227,6 @@ def temperatures(terms: Iterable[Term]) -> frozenset[float]:
     for term in terms:
         if not term.needs_teacher or isinstance(term, Loss):
             continue
-        found |= {term.temperature(step, 1) for step in (0, 1)} if isinstance(term, Divergence) else {1.0}
+        inside = [part for part in term.modules() if isinstance(part, Divergence)]  # a term may wrap another
+        found |= {part.temperature(step, 1) for part in inside for step in (0, 1)} or {1.0}
     return frozenset(found)

@@ -101,6 +101,11 @@ class CachedTeacher(Teacher):
         self.recipe_needed()
         header = read_header(self.folder)
         header.refuse_other(self.wanted(), self.folder)
+        if self.draws and header.described.get("seed", self.seed) != self.seed:
+            raise ConfigError(
+                f"the store '{self.folder}' was made with seed={header.described['seed']}, but {self.seed} is wanted; take that seed, or "
+                "another folder for a store with this one"
+            )
         self.store = Store(self.folder)
         self.shape = without_weights(task, header.config) if header.config else None
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="store")

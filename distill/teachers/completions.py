@@ -114,13 +114,14 @@ class Completions:
         tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         has_next = torch.arange(tokens.shape[1] - 1) < lengths[:, None] - 1
-        following = tokens[:, 1:][has_next].to(self.device)
+        following = tokens[:, 1:][has_next]
         entries: Iterator[str] = iter(())
         if len(following):
             batch = {"input_ids": tokens[:, :-1].to(self.device), "attention_mask": has_next.long().to(self.device)}
             outputs = self.teacher(batch)
             assert isinstance(outputs, Outputs), "a model in memory gives features"
-            entries = self._entries(outputs, has_next.to(self.device), following, k)
+            there = outputs.features.device  # of an offloaded model another than where its weights are
+            entries = self._entries(outputs, has_next.to(there), following.to(there), k)
         for length in lengths.tolist():
             yield f"[{','.join(['null', *islice(entries, length - 1)])}]"
 

@@ -1,7 +1,6 @@
 """Requests to a teacher's server: sent again where a failure may pass, bounded in time and size; the key is never shown."""
 
 import json
-import os
 import random
 import time
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Any
 import httpx
 from pytorch_lightning.utilities import rank_zero_info
 
-from distill.teachers.wire import KEY
+from distill.teachers.wire import KEY, key
 from distill.types import ConfigError, TrainingError
 
 MAY_PASS = frozenset({429, 502, 503, 504})  # statuses: too many requests, or nobody behind the gateway for the moment
@@ -57,7 +56,7 @@ class Client:
     """
 
     def __init__(self, timeout_s: float, retries: int) -> None:
-        self.timeout_s, self.retries, self._key = timeout_s, retries, _key()
+        self.timeout_s, self.retries, self._key = timeout_s, retries, key()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._http = httpx.Client(headers=headers, trust_env=False)
 
@@ -128,7 +127,7 @@ class Client:
             raise Passing(self._hidden(_first_line(error))) from error
         if response.is_success:
             return body
-        status, said = response.status_code, self._hidden(_message(body))
+        status, said = response.status_code, self._hidden(_message(body))[:500]
         if status in MAY_PASS:
             raise Passing(f"status {status}{said and f': {said}'}", _after_s(response.headers.get("Retry-After")))
         verb = "refuses" if status < 500 else "fails"
@@ -178,13 +177,6 @@ def address(url: str) -> str:
     return url.rstrip("/")
 
 
-def _key() -> str | None:
-    key = os.environ.get(KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"the key in {KEY} has characters that no HTTP header can hold; set it anew")
-    return key or None
-
-
 def _read(response: httpx.Response, end: float) -> bytes:
     parts: list[bytes] = []
     size = 0
@@ -192,7 +184,9 @@ def _read(response: httpx.Response, end: float) -> bytes:
         parts.append(part)
         size += len(part)
         if size > LARGEST:
-            raise Refused(f"the teacher at {response.url} answers with more than {LARGEST:,} bytes", response.status_code)
+            raise Refused(
+                f"the teacher at {response.url} answers with more than {LARGEST:,} bytes; ask for less at a time", response.status_code
+            )
         if time.monotonic() > end:  # httpx itself only bounds the time between two parts
             raise httpx.ReadTimeout("timed out in mid-answer")
     return b"".join(parts)
@@ -204,10 +198,10 @@ def _message(body: bytes) -> str:
     try:
         found = json.loads(text)
     except ValueError:
-        return text[:500]
+        return text
     while isinstance(found, dict):
         found = found.get("error") or found.get("message") or found.get("detail")
-    return found[:500] if isinstance(found, str) else text[:500]
+    return found if isinstance(found, str) else text
 
 
 def _after_s(header: str | None) -> float | None:

@@ -98,6 +98,7 @@ def _top(ids: NDArray[np.int64], logp: NDArray[np.float64], k: int, num_classes:
     ours = np.argsort(ids >= num_classes, axis=1, kind="stable")  # a row that pads the head goes to the end, as a gap
     ids, probs = np.take_along_axis(ids, ours, 1), np.take_along_axis(probs, ours, 1)
     ids, probs = np.where(ids < num_classes, ids, -1), np.where(ids < num_classes, probs, 0.0)
+    ids[:, 0] = ids[:, 0].clip(min=0)  # where there is nothing but such rows: the first is never a gap
     whole = probs.sum(1) + tail
     return Known(ids, probs / whole[:, None], tail / whole)
 

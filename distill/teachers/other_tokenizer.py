@@ -1,8 +1,9 @@
 """A teacher whose tokenizer is not the student's: it reads the same text in its own tokens."""
 
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from distill import hub
 from distill.tasks import Task, unwrap
 from distill.teachers.base import Teacher
 from distill.teachers.retold import Reteller, Retold
+from distill.teachers.several import Several
 from distill.teachers.spelling import spelling
+from distill.teachers.workers import Workers
 from distill.types import Batch, ConfigError, Outputs, Support
 
 READ = ("input_ids", "labels", "attention_mask", "position_ids")
@@ -42,14 +45,22 @@ class OtherTokenizer(Teacher):
         source: the teacher proper, in memory or remote.
         tokenizer: a folder or hub id with its tokenizer; None for where its model is.
         revision: of `tokenizer` on the hub.
+
+    Raises:
+        ConfigError: the source is made of several teachers.
     """
 
     def __init__(self, source: Teacher, tokenizer: str | None = None, revision: str | None = None) -> None:
+        if isinstance(source, Several):
+            raise ConfigError(
+                f"model.teacher.source is made of several teachers ({type(source).__name__}); take one that runs a model, e.g. "
+                "OnlineTeacher"
+            )
         self.source, self.name, self.revision = source, source.name, revision
         self.tokenizer = tokenizer or source.name
         self.checked: Any = None  # the data's tokenizer that passed
         self.said = False
-        self.pool: ThreadPoolExecutor | None = None
+        self.workers = Workers(1)
         self.coming: dict[bytes, Future[Retold]] = {}
 
     def recipe_needed(self) -> str | None:
@@ -90,8 +101,7 @@ class OtherTokenizer(Teacher):
 
     def ahead(self, batch: Batch) -> None:
         """Begin to tell the batch again, in a thread."""
-        self.pool = self.pool or ThreadPoolExecutor(1, thread_name_prefix="other-tokenizer")
-        self.coming[_content(batch)] = self.pool.submit(self.reteller, batch)
+        self.coming[_content(batch)] = self.workers.submit(partial(self.reteller, batch))
 
     def __call__(self, batch: Batch, taps: Iterable[str] = ()) -> Outputs:
         """Run the source on its own tokens."""

@@ -32,8 +32,17 @@ def places(batch: Batch) -> Places:
     ids, valid = batch["input_ids"].numpy(force=True), batch["labels"].numpy(force=True) != IGNORE_INDEX
     starts = batch["position_ids"].numpy(force=True) if "position_ids" in batch else None
     real = batch["attention_mask"].numpy(force=True) != 0 if "attention_mask" in batch else np.ones(ids.shape, np.bool_)
-    labelled = [valid[i, real[i]] if valid.shape == real.shape else valid[i] for i in range(len(ids))]
-    keys = [row_key(ids[i, at], None if starts is None else starts[i, at], labelled[i]) for i, at in enumerate(real)]
+    routes = batch["route"].numpy(force=True) if "route" in batch else None
+    labelled = real if valid.shape == real.shape else np.ones(valid.shape, np.bool_)  # with one label a row, that place
+    keys = [
+        row_key(
+            ids[i, at],
+            None if starts is None else starts[i, at],
+            valid[i, labelled[i]],
+            None if routes is None else routes[i, labelled[i]],
+        )
+        for i, at in enumerate(real)
+    ]
     return Places(keys, valid, real)
 
 

@@ -4,11 +4,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from distill.parallel.gradients import shards_parameters
 from distill.teachers.base import Teacher
 from distill.teachers.online import OnlineTeacher
+from distill.teachers.own import SelfTeacher
 from distill.teachers.rows import some_rows, spread_rows
 from distill.teachers.several import Several
 from distill.types import IGNORE_INDEX, Batch, ConfigError, MixedTarget
@@ -59,6 +62,19 @@ class Routed(Several):
                 rank_zero_warn(f"model.teacher.teachers.{name} teaches no row: the data name {', '.join(names)}")
         self.names = list(names)
 
+    def spread(self, strategy: Strategy) -> None:
+        """Spread each.
+
+        Raises:
+            ConfigError: the student teaches, and its weights are in parts on the ranks, which must all run it equally often.
+        """
+        if shards_parameters(strategy) and any(isinstance(part, SelfTeacher) for part in self.teachers):
+            raise ConfigError(
+                "model.teacher: one of the teachers is the student itself, whose weights this trainer.strategy cuts into shards, and how "
+                "many rows name it is a matter of the batch; take trainer.strategy=zero2 or ddp"
+            )
+        super().spread(strategy)
+
     def ahead(self, batch: Batch) -> None:
         """Tell each of its rows."""
         for share in self._shares(batch):
@@ -81,7 +97,7 @@ class Routed(Several):
             assert not isinstance(target, MixedTarget), "the constructor has refused such a teacher"
             parts.append(spread_rows(target, share.rows, len(share.own)))
             own.append(share.own)
-        weights = torch.stack(own, -1).float() if own else torch.zeros(*batch["labels"].shape, 0)
+        weights = torch.stack(own, -1).float() if own else torch.zeros(*batch["labels"].shape, 0, device=batch["labels"].device)
         # with one weight of 1 the mean is that teacher; on classes it is a distribution like any other
         return MixedTarget(tuple(parts), weights, "probabilities" if self.support == "classes" else "apart")
 

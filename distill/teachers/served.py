@@ -150,15 +150,11 @@ class ServedTeacher(Teacher):
         except Refused as error:
             longest = max(len(prompt.tokens) for prompt in sent)
             raise TrainingError(
-                f"{error}; it was asked for {asked['prompt_logprobs']} log-probabilities (of vLLM: --max-logprobs) of prompts of up to "
-                f"{longest} tokens (--max-model-len)"
+                f"{error}; it was asked for {asked['prompt_logprobs']} log-probabilities (model.teacher.k; of vLLM: --max-logprobs) of "
+                f"{len(sent)} prompts (model.teacher.request_tokens) of up to {longest} tokens (--max-model-len)"
             ) from error
         except ValueError as error:
             raise TrainingError(f"the teacher's server at {self.url} {error}") from error
-
-    def measured(self) -> dict[str, float]:
-        """Give nothing: the k likeliest are no measure of it."""
-        return {}
 
     def describe(self) -> dict[str, Any]:
         """Give what the server says of the model: `distill serve` its size, others nothing."""

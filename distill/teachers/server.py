@@ -15,7 +15,6 @@ For clients of the OpenAI API, `ServedTeacher` among them, see `completions`:
 import hashlib
 import hmac
 import json
-import os
 import sys
 import threading
 import time
@@ -31,7 +30,7 @@ from distill.tasks import Task
 from distill.teachers.base import Teacher
 from distill.teachers.completions import Completions
 from distill.teachers.shape import config_values
-from distill.teachers.wire import KEY, WEIGHTS, pack_outputs, unpack_batch
+from distill.teachers.wire import KEY, WEIGHTS, key, pack_outputs, unpack_batch
 from distill.types import Outputs
 
 LARGEST = 2**30  # bytes of a batch of ids and masks
@@ -67,7 +66,7 @@ class TeacherServer(ThreadingHTTPServer):
         }
         head = task.head(model)
         self.head = save({name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()})
-        self.key, self.lock = os.environ.get(KEY), threading.Lock()
+        self.key, self.lock = key(), threading.Lock()
         self.leaving, self.asked = False, float("-inf")
 
     def leave(self) -> None:

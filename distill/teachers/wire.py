@@ -1,17 +1,30 @@
 """How a batch travels to a teacher in another process and its outputs back: safetensors in the body of a request."""
 
+import os
 from collections.abc import Iterable
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from distill.types import Batch
+from distill.types import Batch, ConfigError
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")  # what models read; labels stay at home
 TAP = "tap:"
 WEIGHTS = "X-Distill-Weights"  # header of a request: the digest of the model that the student's side holds the head of
 KEY = "DISTILL_SERVE_KEY"  # of the environment: whoever asks must send it
+
+
+def key() -> str | None:
+    """The key in the environment, without white space around it; None where there is none.
+
+    Raises:
+        ConfigError: it has characters that cannot be in a header.
+    """
+    found = os.environ.get(KEY, "").strip()
+    if not (found.isascii() and found.isprintable()):
+        raise ConfigError(f"the key in {KEY} has characters that no HTTP header can hold; set it anew")
+    return found or None
 
 
 def pack_batch(batch: Batch) -> bytes:

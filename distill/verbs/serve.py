@@ -8,8 +8,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from distill.checks import check_packing
 from distill.module import DistillModule
-from distill.teachers.remote import RemoteTeacher
-from distill.teachers.served import ServedTeacher
+from distill.teachers.online import OnlineTeacher
 from distill.teachers.server import TeacherServer
 from distill.types import ConfigError
 from distill.verb import Verb
@@ -30,33 +29,35 @@ class Serve(Verb):
 
     def act(self, module: DistillModule, data: Any, config: Any) -> None:
         """Serve."""
-        if module.teacher is None:
+        teacher = module.teacher
+        if teacher is None:
             raise ConfigError("model.teacher is missing: there is nothing to serve")
         if not 0 <= config.port < 2**16:
             raise ConfigError(f"port must be between 0 and 65535, got {config.port}")
-        if isinstance(module.teacher, RemoteTeacher | ServedTeacher):
+        if not isinstance(teacher, OnlineTeacher):
             raise ConfigError(
-                f"model.teacher runs in another process itself, at {module.teacher.name}; serve a configuration with an OnlineTeacher"
+                f"model.teacher is {type(teacher).__name__} ({teacher.name}), not one model in this process; serve a configuration with an "
+                "OnlineTeacher"
             )
-        if recipe := module.teacher.recipe_needed():
+        if teacher.sharded:
+            raise ConfigError("model.teacher.sharded leaves each rank a part of the weights, but serve is one process; set sharded: false")
+        if recipe := teacher.recipe_needed():
             self._make_teacher(recipe)
         data.prepare_data()
         data.setup()
         device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         task = data.task()
         half = {"bf16": torch.bfloat16, "16": torch.float16}.get(str(config.trainer.precision).partition("-")[0], torch.float32)
-        module.teacher.setup(task, torch.device(device), half)
-        module.teacher.check(data.tokenizer, data.model_config())
-        models = module.teacher.models()
-        if len(models) != 1:
-            raise ConfigError(f"model.teacher: {type(module.teacher).__name__} holds {len(models)} models here; serve an OnlineTeacher")
+        teacher.setup(task, torch.device(device), half)
+        teacher.check(data.tokenizer, data.model_config())
         if data.pack:
-            check_packing(task, models[0], "model.teacher")
+            (model,) = teacher.models()
+            check_packing(task, model, "model.teacher")
         try:
-            server = TeacherServer((config.host, config.port), module.teacher, task, data.tokenizer, data.pack)
+            server = TeacherServer((config.host, config.port), teacher, task, data.tokenizer, data.pack)
         except OSError as error:
             raise ConfigError(f"cannot listen at {config.host}:{config.port} ({error.strerror}); take another --port") from error
         signal.signal(signal.SIGTERM, lambda *_: server.leave())
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "the time is nearly up": the students save, and need answers for it
-        print(f"serving {module.teacher.name} at http://{config.host}:{server.server_port}", flush=True)
+        print(f"serving {teacher.name} at http://{config.host}:{server.server_port}", flush=True)
         server.serve_forever()

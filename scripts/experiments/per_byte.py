@@ -110,6 +110,8 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of stores and runs")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of per_byte.svg")
     args = parser.parse_args()
+    if "dense" not in args.arms:
+        parser.error("--arms: dense must be among them, for the others are compared with it")
     found = {}
     for name in args.arms:
         found[name] = arm(name, args.seeds, args.steps, args.runs)

@@ -123,6 +123,9 @@ def test_class_labels_of_the_hub_have_names(tmp_path: Path, words: str) -> None:
     data = ready(TextData(train_data=str(tmp_path / "t.parquet"), tokenizer=words, val_fraction=0, pack=False, route_column="kind"))
     assert data.routes == ["alpha", "zeta"]
     assert [row["route"][0] for row in rows_of(data)] == [1, 0, 1]
+    datasets.Dataset.from_dict({"text": ["a", "b"], "kind": [1, -1]}, features=features).to_parquet(tmp_path / "hidden.parquet")
+    with pytest.raises(DataError, match="row 2: 'kind' is -1, but its names go from 0 to 1"):  # −1 is no name counted from the end
+        ready(TextData(train_data=str(tmp_path / "hidden.parquet"), tokenizer=words, val_fraction=0, route_column="kind"))
 
 
 def test_data_that_name_no_teacher_are_what_they_were(tmp_path: Path, words: str) -> None:

@@ -107,3 +107,35 @@ def test_a_value_that_is_not_one_per_position_is_refused_on_bins_too() -> None:
     known = Known(torch.tensor([[1]]), torch.tensor([[0.5]]), torch.tensor([0.5]), 1.0)
     with pytest.raises(ConfigError, match=r"model\.losses\.kd gives shape \[\] for 1 positions"):
         Terms({"kd": Averaged()}, {"kd": 1.0}, 5).sums(torch.randn(1, 5), known, torch.tensor([0]))
+
+
+class Clipped(ForwardKL):
+    """The values of forward KL with a gradient of its own."""
+
+    def with_gradient(self, student: Distribution, teacher: Distribution, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        values, gradient = super().with_gradient(student, teacher, labels_N)
+        return values, gradient.clamp(-0.01, 0.01)
+
+
+def test_a_gradient_of_its_own_is_taken_on_known_classes_too() -> None:
+    torch.manual_seed(0)
+    student, labels = torch.randn(1, 5), torch.tensor([0])
+    known = Known(torch.tensor([[1, 2]]), torch.tensor([[0.5, 0.25]]), torch.tensor([0.25]), 1.0)
+    (flow,) = Terms({"kd": Clipped()}, {"kd": 1.0}, 5).gradients(student, known, labels, each=False).flows
+    assert flow.abs().max() == torch.tensor(0.01)
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rest", [0.0, 0.25])
+def test_a_target_of_another_precision_than_the_student(wide: torch.dtype, rest: float) -> None:
+    narrow = torch.float64 if wide == torch.float32 else torch.float32
+    student = torch.randn(1, 5, generator=torch.Generator().manual_seed(0)).to(wide)
+    probs, tail = torch.tensor([[0.75 - rest, 0.25]], dtype=narrow), torch.tensor([rest], dtype=narrow)
+    known = Known(torch.tensor([[1, 2]]), probs, tail, 1.0, no_tail=rest == 0)
+    (flow,) = Terms({"kd": ForwardKL()}, {"kd": 1.0}, 5).gradients(student, known, torch.tensor([0]), each=False).flows
+    q = student.softmax(-1)
+    p = torch.zeros(1, 5, dtype=wide)
+    p[0, 1], p[0, 2] = 0.75 - rest, 0.25
+    p[0, [0, 3, 4]] = rest * q[0, [0, 3, 4]] / q[0, [0, 3, 4]].sum()
+    assert flow.dtype == wide
+    torch.testing.assert_close(flow, q - p, rtol=1e-5, atol=1e-6)

@@ -129,6 +129,11 @@ def test_a_weight_of_nothing_leaves_a_teacher_out(geometric: bool) -> None:
     assert found.isfinite().all()
 
 
+def test_probabilities_of_a_mean() -> None:
+    mean = Mixture([Distribution(torch.tensor([[0.5, 0.5]]).log())], torch.ones(1, 1), 2, geometric=False)
+    torch.testing.assert_close(mean.probs(2.0), torch.tensor([[0.5, 0.5]]))
+
+
 def test_a_mean_with_draws_needs_their_temperature() -> None:
     known = Known(torch.tensor([[1]]), torch.tensor([[1.0]]), torch.zeros(1), 2.0)
     mean = Mixture([Distribution(torch.zeros(1, 4)), known], torch.tensor([[0.6, 0.4]]), 4, geometric=False)

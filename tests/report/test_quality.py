@@ -43,5 +43,9 @@ def test_parts_of_one_measurement() -> None:
     both = {"count": 10.0, "loss": 2.0, "accuracy": 0.3, "teacher_loss": 1.0, "teacher_accuracy": 0.6, "kl": 0.5, "agreement": 0.4}
     assert student_part(both) == {"count": 10.0, "loss": 2.0, "accuracy": 0.3, "kl": 0.5, "agreement": 0.4}
     assert teacher_part(both) == {"count": 10.0, "loss": 1.0, "accuracy": 0.6, "kl": 0.0, "agreement": 1.0}
+    alone, before = student_part(both), {"count": 10.0, "loss": 1.5, "accuracy": 0.4}
+    assert teacher_part(alone, before) == before
+    assert teacher_part(alone, before | {"count": 11.0}) == {}, "figures of other rows are not put beside the student's"
+    assert teacher_part(alone) == {}
     assert retention(student_part(both), teacher_part(both)) == pytest.approx(0.5)
     assert retention({"accuracy": 0.5}, {"accuracy": 0.0}) != retention({"accuracy": 0.5}, {"accuracy": 0.0}), "nan, not a division by zero"

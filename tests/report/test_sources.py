@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from distill.hub import describe
 from distill.losses.adaptive import AdaptiveKL
 from distill.losses.base import Term
+from distill.losses.class_weighted import ClassWeighted, FrequencyPower
 from distill.losses.divergence import ForwardKL
 from distill.losses.features import HiddenMSE
 from distill.losses.hard import CrossEntropy
@@ -155,6 +156,7 @@ def test_what_every_term_is_right_on(terms: list[Term], supports: set[str]) -> N
 def test_temperatures_of_the_terms() -> None:
     assert temperatures([CrossEntropy(), ForwardKL(2.0), HiddenMSE()]) == {2.0}
     assert temperatures([ForwardKL(Linear(4.0, 2.0))]) == {2.0, 4.0}
+    assert temperatures([ClassWeighted(ForwardKL(3.0), FrequencyPower(0.5))]) == {3.0}
     moving = ForwardKL(Linear(4.0, 2.0))
     moving.at(5, 10)
     temperatures([moving])

@@ -251,6 +251,7 @@ def test_another_configuration_is_refused_with_both_values(tmp_path: Path) -> No
         ({"k": 4}, r"k=3, but 4 is wanted"),
         ({"draws": 6}, r"draws=5, but 6 is wanted"),
         ({"bits": 16}, r"bits=8, but 16 is wanted"),
+        ({"seed": 1}, r"seed=0, but 1 is wanted"),
         ({"model": "other"}, r"teacher='.*teacher', but '.*other' is wanted"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -114,6 +114,17 @@ def test_a_class_that_is_ruled_out_is_sent_as_minus_9999(server: Completions) ->
     assert list(entry.items())[1] == ("7", {"logprob": -9999.0, "rank": V})
 
 
+def test_features_may_be_elsewhere_than_the_weights(server: Completions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of an offloaded model are: here the weights seem to be on `meta`."""
+    given: list[Any] = []
+    run = OnlineTeacher.__call__
+    monkeypatch.setattr(OnlineTeacher, "__call__", lambda self, batch: given.append(batch) or run(self, given[0]))
+    expected = entries(ask(server))
+    server.device = torch.device("meta")
+    assert entries(ask(server)) == expected
+    assert given[1]["input_ids"].device == server.device
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

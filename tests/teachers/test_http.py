@@ -150,6 +150,15 @@ def test_nobody_sees_the_key(
     assert not any(SECRET in text for text in shown)
 
 
+def test_nobody_sees_half_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server says is shown up to its 500th character, which may be in mid-key."""
+    monkeypatch.setenv(KEY, SECRET)
+    with scripted(answers((400, {}, b"x" * 495 + SECRET.encode()))) as server, pytest.raises(Refused) as e:
+        Client(120.0, 0).send("GET", server.url)
+    assert "xxx…" in str(e.value)
+    assert SECRET[:5] not in str(e.value)
+
+
 @pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
 def test_a_key_that_no_header_can_hold_is_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, key)

@@ -87,6 +87,13 @@ def test_a_row_of_padding_among_the_likeliest_is_a_gap_at_the_end() -> None:
     assert known.probs.sum() + known.tail.sum() == pytest.approx(1, abs=1e-12)
 
 
+def test_where_such_a_row_is_the_likeliest_of_all_a_class_stands_first() -> None:
+    ids, probs, tail = one(answer(None, entry({12: 9e-4, 2: 5e-4}, own=2), entry({7: 0.75}, own=7)), k=1)
+    assert ids == [[0], [7]]  # a gap would be looked up by `Binned`
+    assert np.allclose(probs, [[0.0], [0.75]])
+    assert np.allclose(tail, [1.0, 0.25])
+
+
 def test_a_sum_a_little_above_1_is_rounding() -> None:
     ids, probs, tail = one(answer(None, entry({2: 0.75, 3: 0.2505}), entry({7: 1.0, 3: 1e-9})))
     assert ids == [[2, 3], [7, 3]]

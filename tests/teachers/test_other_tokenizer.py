@@ -27,6 +27,7 @@ from distill.optim import AdamW
 from distill.spans import Alignment
 from distill.students.load import FromConfig
 from distill.tasks import CausalLM, SequenceClassification
+from distill.teachers.ensemble import Ensemble
 from distill.teachers.online import OnlineTeacher
 from distill.teachers.other_tokenizer import OtherTokenizer
 from distill.teachers.retold import Reteller, Retold, readable
@@ -418,6 +419,8 @@ def test_a_source_that_cannot_be_run_or_has_another_tokenizer(tmp_path: Path) ->
     nested = OtherTokenizer(OtherTokenizer(OnlineTeacher(str(tmp_path / "a"))))
     with pytest.raises(ConfigError, match="holds a target on the student's tokens"):
         nested.setup(CausalLM(), torch.device("cpu"), torch.float32)
+    with pytest.raises(ConfigError, match=r"made of several teachers \(Ensemble\); take one that runs a model"):
+        OtherTokenizer(Ensemble([OnlineTeacher(str(tmp_path / "a"))]))
 
 
 # ---- training

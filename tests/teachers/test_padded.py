@@ -28,6 +28,16 @@ def test_a_name_is_of_the_tokens_the_documents_and_where_labels_are() -> None:
     assert places(batch(labels=[[1], [0]])).keys == places(batch(labels=[[0], [2]])).keys
 
 
+def test_rows_that_name_different_teachers_have_different_names() -> None:
+    routes = [[0, 0, 0, 0], [1, 1, -1, -1]]
+    keys = places(batch(route=routes)).keys
+    alone = {"input_ids": torch.tensor([IDS[1][:2]]), "labels": torch.tensor([LABELS[1][:2]]), "route": torch.tensor([[1, 1]])}
+    assert places(alone).keys == keys[1:], "padding is no content"
+    assert not set(keys) & {*places(batch()).keys, *places(batch(route=[[1, 1, 1, 1], [0, 0, -1, -1]])).keys}
+    one_label = {"labels": [[1], [0]]}
+    assert places(batch(route=[[0], [1]], **one_label)).keys[0] != places(batch(route=[[1], [1]], **one_label)).keys[0]
+
+
 def test_rows_are_laid_where_their_labels_and_tokens_are() -> None:
     row = lambda *ids: np.array(ids, np.int32)
     first = StoredRow(row([4, 2, -1, -1], [3, -1, -1, -1]), np.float32([[0.5, 0.25, 0, 0], [1, 0, 0, 0]]), np.float32([0.25, 0]), hidden(4))

@@ -11,7 +11,7 @@ from distill.tasks import CausalLM
 from distill.teachers.online import OnlineTeacher
 from distill.teachers.quantise import quantise
 from distill.types import ConfigError
-from tests.models import causal_lm, save, tokens
+from tests.models import causal_lm, classifier, save, tokens
 
 pytest.importorskip("torchao", reason="torchao is an extra")
 from distill.teachers.int4.packed import PackedInt4
@@ -49,6 +49,14 @@ def test_weights_are_rounded_to_4_bits_by_groups_of_32_columns() -> None:
             assert sum(part.numel() * part.element_size() for part in hub.stored(weight.data)) == weight.numel() * (0.5 + 4 / 32)
         else:
             assert torch.equal(weight, plain[name])
+
+
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_a_classifiers_head_is_left_too(to: Any) -> None:
+    model = classifier(hidden_size=32).requires_grad_(False)
+    quantise(model, to)
+    assert type(model.classifier.weight.data) is torch.Tensor
+    assert type(model.bert.encoder.layer[0].attention.self.query.weight.data) is not torch.Tensor
 
 
 def test_linears_that_are_no_groups_wide_stay() -> None:

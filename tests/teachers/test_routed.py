@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from distill.data.text import PromptData
@@ -19,6 +20,7 @@ from distill.tasks import CausalLM, Task
 from distill.teachers.base import Teacher
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.online import OnlineTeacher
+from distill.teachers.own import SelfTeacher
 from distill.teachers.routed import Routed
 from distill.types import Batch, ConfigError, Outputs, SparseTarget, Support
 from tests import pair
@@ -157,6 +159,8 @@ def test_a_batch_without_labels_asks_nobody() -> None:
     blank = {**PACKED, "labels": torch.full_like(PACKED["labels"], -100)}
     found = measure(Outputs(STUDENT, nn.Identity()), teacher(blank), blank["labels"], V)
     assert found["count"].item() == 0
+    with torch.device("meta"):  # what names no device would be there, and not with the batch
+        assert teacher(blank).weights.device == blank["labels"].device
     assert not any(table.rows for table in tables.values())
 
 
@@ -230,3 +234,8 @@ def test_a_student_trains_on_it(tmp_path: Path) -> None:
         trainer.fit(pair.module(tmp_path, teacher=teacher), data)
         runs.append((gradients.steps, trainer.callback_metrics["val/kl"]))
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_sharded_student_does_not_teach_some_rows_alone() -> None:
+    with pytest.raises(ConfigError, match=r"the student itself, whose weights this trainer\.strategy cuts into shards"):
+        Routed({"x": OnlineTeacher("m"), "y": SelfTeacher()}).spread(ModelParallelStrategy())

@@ -85,12 +85,23 @@ class Header:
             ConfigError: a field differs; the message has the first one's two values.
         """
         for each in fields(self):
-            mine = getattr(self, each.name)
-            if each.name in expected and mine != expected[each.name]:
+            mine, theirs = getattr(self, each.name), expected.get(each.name)
+            if each.name in expected and mine != theirs:
+                name, mine, theirs = _first_difference(each.name, mine, theirs)
                 raise ConfigError(
-                    f"the store '{folder}' was made with {each.name}={mine!r}, but {expected[each.name]!r} is wanted; "
+                    f"the store '{folder}' was made with {name}={mine!r}, but {theirs!r} is wanted; "
                     "take the configuration that it was made with, or write another one with `python train.py cache --config …`"
                 )
+
+
+def _first_difference(name: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:
+    """Go into mappings: a model's configuration has a hundred values, of which one differs."""
+    if not (isinstance(mine, dict) and isinstance(theirs, dict)):
+        return name, mine, theirs
+    for key in sorted(mine.keys() & theirs.keys()):
+        if mine[key] != theirs[key]:
+            return _first_difference(f"{name}.{key}", mine[key], theirs[key])
+    return name, mine, theirs
 
 
 def create(folder: Path, header: Header, counts: NDArray[Any]) -> None:

@@ -26,13 +26,14 @@ class StoredRow:
     hidden: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def row_key(input_ids: ArrayLike, position_ids: ArrayLike | None, valid: ArrayLike) -> bytes:
+def row_key(input_ids: ArrayLike, position_ids: ArrayLike | None, valid: ArrayLike, route: ArrayLike | None = None) -> bytes:
     """Name a row by its content: the same however it is batched, padded, shuffled or packed with the same neighbours.
 
     Args:
         input_ids: `[S]`, the tokens of the real positions: padding is cut off by the caller.
         position_ids: `[S]`, where rows are packed: they say where each document starts. None is `0 … S − 1`, one document.
         valid: `[S]`, boolean, which positions have a label; `[1]` for one label per row.
+        route: of the same shape, the number of each position's teacher, where rows name theirs.
 
     Returns:
         16 bytes, blake2b.
@@ -41,6 +42,7 @@ def row_key(input_ids: ArrayLike, position_ids: ArrayLike | None, valid: ArrayLi
     positions = np.arange(len(ids), dtype="<i8") if position_ids is None else np.ascontiguousarray(position_ids, "<i8")
     labelled = np.ascontiguousarray(valid, np.bool_)
     digest = hashlib.blake2b(np.array([len(ids), len(labelled)], "<i8").tobytes(), digest_size=16)
-    for part in (ids, positions, np.packbits(labelled)):
+    named = [] if route is None else [np.ascontiguousarray(route, "<i8")]
+    for part in (ids, positions, np.packbits(labelled), *named):
         digest.update(part.tobytes())
     return digest.digest()

@@ -38,6 +38,12 @@ def test_another_store_is_refused_with_the_two_values(field: dict[str, object], 
     assert read_header(tmp_path) == header()
 
 
+def test_of_a_whole_configuration_the_value_that_differs_is_named(tmp_path: Path) -> None:
+    ours = header(config={"layers": 2, "rope": {"theta": 1.0, "type": "a"}})
+    with pytest.raises(ConfigError, match=r"made with config\.rope\.theta=1\.0, but 2\.0 is wanted"):
+        ours.refuse_other({"config": {"layers": 2, "rope": {"theta": 2.0, "type": "a"}}}, tmp_path)
+
+
 def test_only_what_is_expected_is_compared(tmp_path: Path) -> None:
     header().refuse_other({}, tmp_path)
     header().refuse_other({"k": 5, "bits": 8}, tmp_path)

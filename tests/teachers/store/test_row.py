@@ -32,5 +32,9 @@ def test_other_content_has_another_key() -> None:
         row_key(IDS, None, [True]),
         row_key(IDS, None, [False]),
         row_key([], None, []),
+        row_key(IDS, None, VALID, [0, 0, 0, 0]),
+        row_key(IDS, None, VALID, [0, 0, 1, 1]),
+        row_key(IDS, None, [True], [0]),
+        row_key(IDS, None, [True], [1]),
     ]
     assert len(set(keys)) == len(keys)

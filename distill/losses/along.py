@@ -24,21 +24,24 @@ def kl_to_known(student: Distribution, teacher: Known, temperature: float, facto
     Returns:
         None where the student's tail is so small against the teacher's that this form would lose its digits.
     """
-    logp, fills = teacher.logp(temperature), teacher.ids < 0
-    known, ids = teacher.probs[:, :-1], torch.where(fills, teacher.ids[:, :1], teacher.ids)
-    log_q = student.logp(temperature).gather(-1, ids).masked_fill(fills, -torch.inf)
-    q, p_tail = log_q.exp(), teacher.probs[:, -1]
-    apart = torch.where(fills, 0.0, known * (logp[:, :-1] - torch.where(fills, 0.0, log_q)))
+    logp, ids = teacher.logp(temperature), teacher.filled_ids
+    known, p_tail = teacher.probs[:, :-1], teacher.probs[:, -1]
+    log_q = student.logp(temperature).gather(-1, ids)
+    apart = known * (logp[:, :-1] - log_q)  # 0 where a class only fills up
+    scale = factor / temperature
     if teacher.no_tail:
-        return AlongProbs(factor * apart.sum(-1), factor / temperature, ids, factor / temperature * known, temperature)
-    q_tail = _without(student.probs(temperature), ids)
-    steep = torch.where(p_tail > 0, p_tail / q_tail, 0.0)
+        return AlongProbs(factor * apart.sum(-1), scale, ids, scale * known, temperature)
+    q = log_q.exp().masked_fill_(teacher.fills, 0.0)
+    q_tail = _without(student.probs(temperature), ids).clamp_(min=torch.finfo(q.dtype).tiny)
+    steep = p_tail / q_tail
     if bool((steep > STEEPEST).any()):
         return None
-    of_tail = torch.where(p_tail > 0, p_tail * (logp[:, -1] - q_tail.log()), 0.0) - p_tail + q_tail
-    values = factor * ((apart - known + q).sum(-1) + of_tail)
-    scale = factor / temperature
-    return AlongProbs(values, scale * (1 - steep), ids, scale * (known - q * steep[:, None]), temperature)
+    difference = q - known
+    of_tail = p_tail * (logp[:, -1] - q_tail.log()) - p_tail + q_tail
+    values = factor * (apart.add_(difference).sum(-1) + of_tail)
+    # a q − amounts is c / T (q − p) at the known classes, with a = c / T (1 − steep)
+    amounts = difference.addcmul_(q, steep[:, None] - 1).mul_(-scale)
+    return AlongProbs(values, scale * (1 - steep), ids, amounts, temperature)
 
 
 def _without(probs_NV: Tensor, ids_NK: Tensor) -> Tensor:

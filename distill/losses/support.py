@@ -1,5 +1,6 @@
 """One support for both sides: the classes on which teacher and student are compared, and the positions that count."""
 
+import copy
 from collections.abc import Sequence
 from functools import reduce
 
@@ -57,13 +58,24 @@ class Known:
         tail_N: `[N]`, the probability of the others; `Σ_k probs + tail = 1`.
         temperature: T of the softmax that they come from.
         no_tail: whether `tail_N` is known to be 0 everywhere, as it is with random draws.
+
+    Attributes:
+        fills: `[N, K]`, where `ids` is −1.
+        filled_ids: `[N, K]`, the position's first class there.
     """
 
     def __init__(self, ids_NK: Tensor, probs_NK: Tensor, tail_N: Tensor, temperature: float, no_tail: bool = False) -> None:
-        self.ids, self.temperature = ids_NK, temperature
+        self.ids, self.fills, self.temperature, self.no_tail = ids_NK, ids_NK < 0, temperature, no_tail
+        self.filled_ids = torch.where(self.fills, ids_NK[:, :1], ids_NK)
         self.probs = torch.cat([probs_NK, tail_N[:, None]], -1)
         self._logp = self.probs.log().clamp(min=FLOOR)
-        self.no_tail = no_tail
+
+    def __getitem__(self, rows: slice) -> "Known":
+        """Some of the positions; what was computed is not computed again."""
+        part = copy.copy(self)
+        for name in ("ids", "fills", "filled_ids", "probs", "_logp"):
+            setattr(part, name, getattr(self, name)[rows])
+        return part
 
     def logp(self, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the bins, `[N, K + 1]` in nats, the tail last.

@@ -40,8 +40,7 @@ def _whole(features: Tensor, outputs: Outputs, num_classes: int, rows: slice) ->
 
 
 def _sparse(ids: Tensor, probs: Tensor, tail: Tensor, temperature: float, no_tail: bool, rows: slice) -> Block:
-    ids, probs, tail = ids[rows], probs[rows], tail[rows]
-    return lambda block: Known(ids[block], probs[block], tail[block], temperature, no_tail)
+    return Known(ids[rows], probs[rows], tail[rows], temperature, no_tail).__getitem__
 
 
 def _mixed(parts: list[Chunk], weights: Tensor, num_classes: int, how: str, rows: slice) -> Block:

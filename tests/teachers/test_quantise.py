@@ -68,10 +68,12 @@ def test_linears_that_are_no_groups_wide_stay() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_with_4_bits_are_those_of_the_rounded_weights(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
     linear = torch.nn.Linear(64, 8, dtype=dtype).requires_grad_(False)
     x, bias = torch.randn(2, 3, 64, dtype=dtype), linear.bias
     linear.weight = torch.nn.Parameter(PackedInt4.of(linear.weight), requires_grad=False)
-    torch.testing.assert_close(linear(x), x @ linear.weight.dequantize().T + bias)
+    atol = 1e-5 if dtype == torch.float32 else 2e-2  # a product and a sum, or both at once, round differently
+    torch.testing.assert_close(linear(x), x @ linear.weight.dequantize().T + bias, rtol=1e-4, atol=atol)
     assert linear.weight.dtype == dtype
 
 

@@ -92,7 +92,7 @@ class Known:
 
     def align(self, student: Distribution) -> "Binned":
         """Give the student's distribution on the same bins."""
-        return Binned(student, self.ids)
+        return Binned(student, self.filled_ids, self.fills)
 
     def dense(self, num_classes: int) -> Tensor:
         """Probabilities of all classes, `[N, V]`, where nothing is left for the tail."""
@@ -105,13 +105,13 @@ class Binned(Distribution):
 
     Args:
         student: on all classes.
-        ids_NK: `[N, K]`, the classes; −1 where a position has fewer, never the first.
+        ids_NK: `[N, K]`, the classes.
+        fills_NK: `[N, K]`, where a position has fewer, and its first class stands again.
     """
 
-    def __init__(self, student: Distribution, ids_NK: Tensor) -> None:
+    def __init__(self, student: Distribution, ids_NK: Tensor, fills_NK: Tensor) -> None:
         super().__init__(student.logits_NV)
-        self.fills = ids_NK < 0
-        self.ids = torch.where(self.fills, ids_NK[:, :1], ids_NK)
+        self.ids, self.fills = ids_NK, fills_NK
         self._rest: dict[float, tuple[Tensor, Tensor]] = {}
 
     def logp(self, temperature: float = 1.0) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
@@ -23,12 +24,17 @@ from distill.callbacks.progress import progress_callback
 from distill.callbacks.watchdog import Watchdog
 from distill.compress.base import Compression
 from distill.data.base import DistillData
+from distill.export.subjects import exported
 from distill.lookup import find_config
 from distill.module import DistillModule
+from distill.report import whole
 from distill.report.dry_run import DryRun, memory
+from distill.report.gather import Models, evidence, name_of
 from distill.report.run import Run
 from distill.types import ConfigError, DistillError, TrainingError
 from distill.usage import explain, place
+
+REPORT_ROWS = 512  # enough for intervals of a few points, in well under a minute on a laptop
 
 
 def run(args: list[str], command: "Callable[[], Command] | None" = None) -> None:
@@ -124,6 +130,19 @@ class Command(LightningCLI):
         parser.add_argument("--baseline", type=bool, default=False, help="also train the same student alone, for the table")
         parser.add_argument("--alone", type=bool, default=False, help="train the student without its teacher, on its hard losses")
         parser.add_argument("--dry_run", type=bool, default=False, help="check everything, train nothing")
+        parser.add_argument(
+            "--report_rows",
+            type=NonNegativeInt,
+            default=REPORT_ROWS,
+            help="held-out rows that the report at the end looks at; 0: no report",
+        )
+        parser.add_argument(
+            "--tasks",
+            type=list[str] | str | None,
+            default=None,
+            help="benchmarks of lm-evaluation-harness, or a folder of them, for the report",
+        )
+        parser.add_argument("--task_limit", type=PositiveInt | None, default=None, help="questions of each")
         parser.add_argument("--save_every", type=int, default=100, help="optimizer steps between checkpoints")
         parser.add_argument("--keep", type=int, default=2, help="how many of the newest checkpoints stay")
         parser.add_argument("--save_async", type=bool, default=False, help="write checkpoints while training goes on")
@@ -231,6 +250,17 @@ class Command(LightningCLI):
             self._train_alone(self._alone(config))
         pl.seed_everything(config.seed_everything, workers=True, verbose=False)
 
+    def after_fit(self) -> None:
+        """Write the report, on one rank: the others have ended, or end."""
+        config = self.config_init[self.subcommand]
+        nothing_held_out = self.datamodule.val_set is None or not self.trainer.limit_val_batches
+        if config.dry_run or not config.report_rows or nothing_held_out or not self.trainer.is_global_zero:
+            return
+        models = Models(self.model, self.folder, self.trainer.strategy.root_device)
+        models.add_all(name_of(self.model))
+        found = evidence(models, name_of(self.model), config.report_rows, exported(self.folder, models.task))
+        print(f"The report is {whole.write(found, wandb=config.wandb_project if config.logger == 'wandb' else None)}")
+
     def _make_teacher(self, recipe: str) -> None:
         teacher, path = self.model.teacher, recipe_file(recipe)
         self._refuse_ranks(f"the teacher {teacher.name} does not exist yet; make it first with `python train.py --config {path}`")
@@ -248,7 +278,7 @@ class Command(LightningCLI):
             return
         self._refuse_ranks("baseline: true runs in one process; run it first, on one device, with --alone true")
         print(f"Baseline: the same student alone, same initialisation, data order and steps, in {folder}", flush=True)
-        overrides = ["--alone=true", "--baseline=false", "--logger=jsonl", f"--name={folder.name}"]
+        overrides = ["--alone=true", "--baseline=false", "--logger=jsonl", "--report_rows=0", f"--name={folder.name}"]
         run([*sys.argv[1:], *overrides, *(folders.resume_or_start(folder) or ["--ckpt_path=null"])])
 
     def _refuse_ranks(self, message: str) -> None:

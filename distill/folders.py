@@ -29,6 +29,9 @@ NOT_THE_SAME = (
     "keep",
     "save_async",
     "dry_run",
+    "report_rows",
+    "tasks",
+    "task_limit",
 )
 
 

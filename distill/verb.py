@@ -2,10 +2,15 @@
 
 import sys
 from abc import ABC, abstractmethod
+from pkgutil import resolve_name
 from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from distill import cluster
 from distill.command import Command, recipe_file
+from distill.compress.base import Compression
 from distill.module import DistillModule
 
 
@@ -39,6 +44,35 @@ class Verb(Command, ABC):
             data: the same; nothing is read yet.
             config: the resolved configuration, with the verb's own keys.
         """
+
+
+class WithModels(Verb):
+    """Makes a run's models as `fit` does, with its compressions and a trainer that trains nothing: the module asks it for the data."""
+
+    accelerator: str = "cpu"
+
+    def before_instantiate_classes(self) -> None:
+        """Of the callbacks keep those that change what the student is."""
+        trainer = self.config[self.subcommand].trainer
+        given = trainer.callbacks or []
+        given = given if isinstance(given, list) else [given]  # one may stand without a list
+        kept = [each for each in given if issubclass(resolve_name(each.class_path), Compression)]
+        super().before_instantiate_classes()
+        trainer.callbacks = kept
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Make one, for one device."""
+        given = self.config_init[self.subcommand].trainer
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet |= {"precision": given.precision} if self.accelerator != "cpu" else {}
+        return pl.Trainer(accelerator=self.accelerator, devices=1, callbacks=given.callbacks, plugins=[LightningEnvironment()], **quiet)
+
+    def ready(self, module: DistillModule, data: Any) -> None:
+        """Read the data, and let the module know them."""
+        data.setup()
+        module.trainer = self.trainer
+        self.trainer.datamodule = data  # type: ignore[attr-defined]  # the Trainer sets it without declaring it
+        module.task, module.expected = data.task(), data.model_config()
 
 
 class Check(Verb):

@@ -46,6 +46,7 @@ ROOT = Path(__file__).parents[1]
 
 def config() -> dict[str, Any]:
     return {
+        "report_rows": 0,
         "model": {
             "teacher": {"class_path": "OnlineTeacher", "init_args": {"model": "teacher"}},
             "student": {"class_path": "FromConfig", "init_args": {"config": dict(pair.STUDENT)}},

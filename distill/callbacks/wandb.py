@@ -84,13 +84,40 @@ class Tracked(WandbLogger):
         self._attempt(self.experiment.finish, int(status != "success"))
 
     def _upload(self, folder: Path) -> None:
+        size = sum(file.stat().st_size for file in folder.rglob("*"))
+        self.within(
+            UPLOAD_S + size / BYTES_PER_S, "THE STUDENT", folder, lambda run: _log_artifact(run, f"student-{run.id}", "model", folder)
+        )
+
+    def within(self, patience_s: float, what: str, where: Path, act: Callable[[Any], None]) -> bool:
+        """Let `act` do with the run what may take long or fail, in a thread that is left to itself when the time is up.
+
+        Args:
+            patience_s: seconds that it may take.
+            what: it is, for the line on stderr where wandb does not take it.
+            where: it lies on disk, for the same.
+            act: is given wandb's run.
+
+        Returns:
+            Whether it was done.
+        """
+        if self._lost:
+            return False
         outcome = ["the time is up"]
-        patience_s = UPLOAD_S + sum(file.stat().st_size for file in folder.rglob("*")) / BYTES_PER_S
-        thread = Thread(target=lambda: outcome.append(_log_artifact(self.experiment, folder)), daemon=True)  # some of it knows no time-out
+
+        def run() -> None:
+            try:
+                act(self.experiment)
+                outcome.append("")
+            except Exception as error:
+                outcome.append(_first_line(error))
+
+        thread = Thread(target=run, daemon=True)  # some of it knows no time-out
         thread.start()
         thread.join(patience_s)
         if outcome[-1]:
-            _say(f"WANDB DID NOT TAKE THE STUDENT: {outcome[-1]}. It is in {folder}")
+            _say(f"WANDB DID NOT TAKE {what}: {outcome[-1]}. It is in {where}")
+        return not outcome[-1]
 
     def _attempt(self, log: Callable[..., None], *args: Any) -> None:
         if self._lost:
@@ -103,19 +130,20 @@ class Tracked(WandbLogger):
             _say(f"WANDB HAS STOPPED: {_first_line(error)}. What came before is on disk; upload it with: wandb sync {where}")
 
 
-def _log_artifact(run: Any, folder: Path) -> str:
-    """Upload a folder; give what went wrong, or nothing."""
+def _log_artifact(run: Any, name: str, kind: str, folder: Path) -> None:
+    """Upload a folder, and wait for it."""
     import wandb
 
-    try:
-        artifact = wandb.Artifact(f"student-{run.id}", type="model")
-        artifact.add_dir(str(folder), policy="immutable", skip_cache=True)  # else wandb copies the files twice
-        logged = run.log_artifact(artifact)
-        if not run.offline:  # offline it is part of what `wandb sync` uploads
-            logged.wait()
-    except Exception as error:
-        return _first_line(error)
-    return ""
+    artifact = wandb.Artifact(name, type=kind)
+    artifact.add_dir(str(folder), policy="immutable", skip_cache=True)  # else wandb copies the files twice
+    upload(run, artifact)
+
+
+def upload(run: Any, artifact: Any) -> None:
+    """Log an artifact, and wait until the server has it; offline it is part of what `wandb sync` uploads."""
+    logged = run.log_artifact(artifact)
+    if not run.offline:
+        logged.wait()
 
 
 def _start(options: dict[str, Any], start_timeout_s: float, finish_timeout_s: float) -> Any:

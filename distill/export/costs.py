@@ -14,11 +14,12 @@ from torch import nn
 from distill.data.base import DistillData
 from distill.export.base import Run
 from distill.export.driver import all_formats
-from distill.export.served import logits_of
+from distill.export.subjects import exports_in
 from distill.losses.measure import measure
 from distill.module import DistillModule
 from distill.report import cost, tables
 from distill.report.files import write_json
+from distill.report.served import logits_of
 from distill.teachers.online import OnlineTeacher
 from distill.teachers.several import teachers_of
 from distill.types import Batch, ConfigError, Outputs
@@ -70,11 +71,9 @@ def candidates(module: DistillModule, data: DistillData, folder: Path) -> dict[s
             (model,) = teacher.models()
             found["teacher" if len(teachers) == 1 else f"teacher {number}"] = _of_model(model, Path(teacher.name))
     found["student"] = _of_model(task.load(str(folder / "student"), "student", dtype=torch.float32).eval(), folder / "student")
-    formats = all_formats()
-    for export in sorted((folder / "export").glob("*-*")):
-        name, _, precision = export.name.rpartition("-")
-        if name in formats and export.is_dir():
-            found[export.name] = cost.Candidate(formats[name](precision).load(export, task), None, export)
+    formats, home = all_formats(), folder / "export"
+    for place, (name, precision) in exports_in(home).items():
+        found[place] = cost.Candidate(formats[name](precision).load(home / place, task), None, home / place)
     return found
 
 

@@ -1,6 +1,5 @@
 """Writing a store: the teacher is asked about every training row once, shard by shard, on any number of ranks."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,8 +19,7 @@ from distill.losses.base import Loss
 from distill.losses.measure import measure
 from distill.module import DistillModule
 from distill.objective import check_support
-from distill.parallel.same import fingerprint
-from distill.report import tables
+from distill.report import fingerprint, tables
 from distill.report.progress import Progress
 from distill.report.situation import temperatures
 from distill.report.targets import stored_rows
@@ -186,7 +184,7 @@ def header_of(job: Job, taps: list[str], rows_per_shard: int | None) -> Header:
     models = job.source.models()
     return Header(
         **cached.wanted(),
-        weights=hashlib.sha256(b"".join(fingerprint(model).cpu().numpy().tobytes() for model in models)).hexdigest() if models else "",
+        weights=fingerprint.weights(models) if models else "",
         tokenizer=vocabulary_hash(data.tokenizer),
         num_classes=data.num_classes,
         data=data.fingerprint,

@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,8 +71,31 @@ class Cost:
         return asdict(self)
 
 
+@dataclass
+class Clocked:
+    """What was measured of a model, round by round.
+
+    Attributes:
+        single: seconds of one sample, by the clock and of the processors.
+        large: seconds of the large batch, by the clock.
+        energies: of one sample.
+        peak: see `Cost.peak_bytes`.
+    """
+
+    single: list[tuple[float, float]] = field(default_factory=list)
+    large: list[float] = field(default_factory=list)
+    energies: list[Energy] = field(default_factory=list)
+    peak: int = 0
+
+
 def measure(candidates: Mapping[str, Candidate], one: Batch, many: Batch, rounds: int = 20, warm_up: int = 3) -> dict[str, Cost]:
-    """Time all candidates in turn, round by round, so that a busy machine slows them alike.
+    """Time all candidates in turn, round by round, so that a busy machine slows them alike; see `clock`."""
+    clocked = clock(candidates, one, many, rounds, warm_up)
+    return {name: cost_of(candidate, one, len(many["input_ids"]), clocked[name]) for name, candidate in candidates.items()}
+
+
+def clock(candidates: Mapping[str, Candidate], one: Batch, many: Batch, rounds: int = 20, warm_up: int = 3) -> dict[str, Clocked]:
+    """Take the times of all candidates in turn.
 
     Args:
         candidates: by name.
@@ -86,29 +109,32 @@ def measure(candidates: Mapping[str, Candidate], one: Batch, many: Batch, rounds
     """
     if rounds < 2 or len(one["input_ids"]) != 1:
         raise ValueError(f"at least 2 rounds and one sample are wanted, got {rounds} rounds and {len(one['input_ids'])} samples")
-    single: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
-    large: dict[str, list[float]] = {name: [] for name in candidates}
     on_gpu = one["input_ids"].is_cuda
-    peaks, energies = dict.fromkeys(candidates, 0), {name: [Energy()] for name in candidates}
+    found = {name: Clocked() for name in candidates}
     for number in range(warm_up + rounds):
         for name, candidate in candidates.items():
+            here = found[name]
             together, peak = _with_peak(candidate.run, many, on_gpu)
-            peaks[name] = max(peaks[name], peak)
+            here.peak = max(here.peak, peak)
             with metered(on_gpu) as energy:
                 alone = _timed(candidate.run, one, on_gpu)
             if number >= warm_up:
-                single[name].append(alone)
-                large[name].append(together)
-                energies[name].append(energy)
-    size = len(many["input_ids"])
-    return {
-        name: _cost(candidate, one, single[name], size / median(large[name]), peaks[name], energies[name][1:])
-        for name, candidate in candidates.items()
-    }
+                here.single.append(alone)
+                here.large.append(together)
+                here.energies.append(energy)
+    return found
 
 
-def _cost(c: Candidate, one: Batch, times: Sequence[tuple[float, float]], throughput: float, peak: int, energy: list[Energy]) -> Cost:
-    wall, busy = np.array(times).T * 1e3
+def cost_of(c: Candidate, one: Batch, size: int, clocked: Clocked) -> Cost:
+    """Give the figures of a model.
+
+    Args:
+        c: the model.
+        one: a batch of one sample.
+        size: samples of the large batch.
+        clocked: what was measured of it.
+    """
+    wall, busy = np.array(clocked.single).T * 1e3
     return Cost(
         parameters=None if c.model is None else sum(p.numel() for p in c.model.parameters()),
         nonzero=None if c.model is None else sum(int(p.count_nonzero()) for p in c.model.parameters()),
@@ -117,10 +143,10 @@ def _cost(c: Candidate, one: Batch, times: Sequence[tuple[float, float]], throug
         latency_ms=float(np.median(wall)),
         latency_p95_ms=float(np.percentile(wall, 95)),
         cpu_ms=float(np.median(busy)),
-        throughput=throughput,
-        peak_bytes=peak,
-        joules=1e3 * sum(e.joules for e in energy) / len(energy),
-        energy_source=energy[0].source,
+        throughput=size / median(clocked.large),
+        peak_bytes=clocked.peak,
+        joules=1e3 * sum(e.joules for e in clocked.energies) / len(clocked.energies),
+        energy_source=clocked.energies[0].source,
     )
 
 

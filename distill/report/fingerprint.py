@@ -2,9 +2,13 @@
 
 import hashlib
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
+from torch import nn
+
 from distill import __version__
+from distill.parallel.same import fingerprint
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -19,6 +23,11 @@ def fingerprints(data: str) -> dict[str, str]:
         `version` and `commit` of distill, `code`: a hash of its sources, and `data`.
     """
     return {"version": __version__, "commit": commit(PACKAGE), "code": sources(PACKAGE), "data": data}
+
+
+def weights(models: Iterable[nn.Module]) -> str:
+    """Hash models' weights: SHA-256 of the sums of the bits of each tensor, see `parallel.same.fingerprint`."""
+    return hashlib.sha256(b"".join(fingerprint(model).cpu().numpy().tobytes() for model in models)).hexdigest()
 
 
 def sources(package: Path) -> str:

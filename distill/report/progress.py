@@ -1,12 +1,16 @@
-"""How far the writing of a store has come: a bar on a terminal, a plain line every few seconds in a log file."""
+"""How far long work has come: a bar on a terminal, a plain line now and then in a log file."""
 
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from distill.teachers.store import Header, Manifest
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -51,3 +55,13 @@ class Progress:
         if not self.sized:
             return "no shard yet"
         return f"{self.bytes / 1e6:,.1f} MB, about {self.bytes * (self.total / self.sized - 1) / 1e6:,.1f} MB to come"
+
+
+def steps(items: Sequence[Item], name: Callable[[Item], str]) -> Iterator[Item]:
+    """Go through a few long steps: a bar with the name of the one at hand on a terminal, a line for each in a log file."""
+    bar = tqdm(items, desc="Report", disable=not sys.stderr.isatty(), leave=False)
+    for item in bar:
+        bar.set_postfix_str(name(item))
+        if bar.disable:
+            print(f"Report: {name(item)}", flush=True)
+        yield item

@@ -17,6 +17,7 @@ from distill.module import DistillModule
 from distill.report import student, tables
 from distill.report.files import write_json, write_text
 from distill.report.fingerprint import fingerprints
+from distill.report.gather import name_of
 from distill.report.quality import evaluate, retention, student_part, teacher_part
 from distill.types import ConfigError
 
@@ -133,7 +134,7 @@ class Run(pl.Callback):
                 **hub.describe(model),
                 "seconds": _seconds(self.alone),
             }
-        models["student distilled" if module.teacher is not None else "student after"] = {
+        models[name_of(module)] = {
             **student_part(after),
             **saved,
             "seconds": self.seconds,

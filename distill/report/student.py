@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill import hub
+from distill.callbacks.checkpoint_io import AtomicCheckpointIO
 from distill.module import DistillModule
+from distill.parallel import consolidated
+from distill.parallel.folder import check_names
 from distill.parallel.weights import whole_state_dict
 from distill.report.files import write_file, write_folder
 from distill.students.lora import merged
-from distill.types import TrainingError
+from distill.types import ConfigError, TrainingError
+
+STUDENT = "student."  # what the names of its tensors begin with in a checkpoint
 
 
 def save(trainer: pl.Trainer, module: DistillModule, folder: Path) -> dict[str, Any]:
@@ -80,6 +85,31 @@ def prepared(module: DistillModule, dtype: torch.dtype) -> nn.Module:
     """Give a new student with what the compressions add, as `configure_model` makes it: it takes the weights of a trained one."""
     student = module.new_student(dtype)
     module.prepare_compressions(student)
+    return student
+
+
+def trained(module: DistillModule, path: Path) -> nn.Module:
+    """Give the student of a checkpoint, in float32, as it is trained: LoRA beside its base, compressions not carried out.
+
+    Args:
+        module: that knows its task, data and compressions; these get their state as well.
+        path: a checkpoint of any strategy, proven to be whole.
+
+    Raises:
+        ConfigError: it cannot be read, or is of another student.
+    """
+    saved = consolidated.read(path) if path.is_dir() else AtomicCheckpointIO().load_checkpoint(path)
+    weights = {name.removeprefix(STUDENT): weight for name, weight in saved["state_dict"].items() if name.startswith(STUDENT)}
+    student = prepared(module, torch.float32)
+    frozen = {name for name, parameter in student.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    check_names(path, weights, student.state_dict(), frozen)  # exclude_frozen_parameters leaves them to their base
+    try:
+        student.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"the checkpoint '{path}' is of another student: {' '.join(str(error).split())[:300]}") from error
+    for compression in module.compressions:
+        if compression.state_key in saved["callbacks"]:
+            compression.load_state_dict(saved["callbacks"][compression.state_key])
     return student
 
 

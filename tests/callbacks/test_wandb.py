@@ -240,6 +240,28 @@ def test_a_student_that_cannot_be_uploaded_stops_nothing(
     assert read_back(folder)["summary"]["loss"] == 1.5
 
 
+def test_what_takes_too_long_or_fails_is_left_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger: Any = wandb_logger("p", tmp_path, {})
+    done: list[Any] = []
+    start = time.monotonic()
+    assert not logger.within(0.2, "THE SLOW", tmp_path, lambda run: time.sleep(30))
+    assert time.monotonic() - start < 25
+    assert not logger.within(120, "THE BROKEN", tmp_path, lambda run: done[0])
+    assert logger.within(120, "THE GOOD", tmp_path, done.append)
+    assert done == [logger.experiment]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WANDB")]
+    assert lines == [
+        f"WANDB DID NOT TAKE THE SLOW: the time is up. It is in {tmp_path}",
+        f"WANDB DID NOT TAKE THE BROKEN: list index out of range. It is in {tmp_path}",
+    ]
+    monkeypatch.setattr(logger, "_lost", True)
+    assert not logger.within(120, "NOTHING", tmp_path, done.append)
+    assert len(done) == 1
+
+
 def test_crash_of_wandbs_service_does_not_end_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

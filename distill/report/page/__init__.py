@@ -1,0 +1,1 @@
+"""The page: blocks that chapters are made of, plots, and the template."""

@@ -1,0 +1,108 @@
+"""Whether one student is better than another, on the same held-out rows where there are such: differences with their intervals."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binomtest
+
+from distill.metrics.bootstrap import Floats, Interval, Resampler
+from distill.report.rows import Rows
+
+
+class Measure(NamedTuple):
+    """How a figure is read.
+
+    Attributes:
+        label: what it is called.
+        more: whether more of it is better.
+        scale: what it is multiplied by to be shown.
+        unit: of a difference.
+        digits: behind the point.
+    """
+
+    label: str
+    more: bool
+    scale: float
+    unit: str
+    digits: int
+
+
+MEASURES = {
+    "correct": Measure("accuracy", True, 100.0, "points", 1),
+    "nll": Measure("loss", False, 1.0, "nats", 4),
+    "kl": Measure("KL to its teacher", False, 1.0, "nats", 4),
+    "agreement": Measure("agreement with its teacher", True, 100.0, "points", 1),
+}
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student's rows.
+
+    Attributes:
+        rows: of its report.
+        name: of it in there.
+    """
+
+    rows: Rows
+    name: str
+
+    @property
+    def sums(self) -> Mapping[str, Floats]:
+        """Its figures."""
+        return self.rows.sums[self.name]
+
+
+def means(rows: Rows, figure: Floats, seed: int = 0) -> tuple[float, Floats]:
+    """The mean over positions, and the same in every resample of the rows, `[resamples]`."""
+    drawn = Resampler(np.arange(len(rows.count)), seed).sums(np.stack([figure, rows.count], axis=1))
+    return float(figure.sum() / rows.count.sum()), drawn[:, 0] / drawn[:, 1]
+
+
+def differences(a: Student, b: Student) -> dict[str, Interval]:
+    """Give b − a of every figure that both have, with the 95 % interval of the bootstrap over rows.
+
+    Paired where both were measured on the same rows: the same resamples for both. Else each has resamples of its own.
+    """
+    seed = 0 if a.rows.digest == b.rows.digest else 1
+    found = {}
+    for figure in MEASURES:
+        if figure in a.sums and figure in b.sums:
+            (one, ones), (other, others) = means(a.rows, a.sums[figure]), means(b.rows, b.sums[figure], seed)
+            low, high = np.percentile(others - ones, [2.5, 97.5])
+            found[figure] = Interval(other - one, float(low), float(high))
+    return found
+
+
+def mcnemar(a: Floats, b: Floats) -> tuple[int, int, float]:
+    """McNemar's exact test of two classifiers on the same samples.
+
+    Of the n samples on which one alone is right, the number on which it is a has a binomial distribution with ½, if neither is better.
+
+    Args:
+        a: `[R]`, 1 where it is right and 0 where not.
+        b: the same of the other.
+
+    Returns:
+        On how many samples a alone is right, on how many b alone is, and the two-sided p.
+
+    Reference: McNemar, Psychometrika 12, 1947; exact after Edwards.
+    """
+    only_a, only_b = int(((a > 0) & (b == 0)).sum()), int(((b > 0) & (a == 0)).sum())
+    p = float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    return only_a, only_b, p
+
+
+def sentence(figure: str, difference: Interval, a: str, b: str) -> str:
+    """Say a difference b − a, e.g. `B is better by 1.2 points (0.4 – 2.0)`."""
+    m = MEASURES[figure]
+    value, low, high = (m.scale * x for x in (difference.value, difference.low, difference.high))
+    if low <= 0 <= high:
+        signed = f"{value:+.{m.digits}f} {m.unit} ({low:+.{m.digits}f} – {high:+.{m.digits}f})"
+        return f"no difference can be told: {signed.replace('-', '−')}"
+    if value < 0:
+        value, low, high = -value, -high, -low
+    better = b if (difference.value > 0) == m.more else a
+    return f"{better} is better by {value:.{m.digits}f} {m.unit} ({low:.{m.digits}f} – {high:.{m.digits}f})"

@@ -142,6 +142,8 @@ class DistillModule(Pair):
         for loss in self.terms.values():
             loss.at(self.global_step, self._total_steps())
         self._seed()
+        if self._logs_now() and self.teacher is not None and not self._window.parts:
+            self.stopwatch.start(self.device)
         norms = self.balancer.wants_norms(self.global_step) or self._logs_now()
         micro = self.objective(batch, norms, exact=self.balancer.wants_gram(self.global_step))
         here = torch.stack([batch["num_valid"].float(), (~micro.total.isfinite()).to(batch["num_valid"].device).float()])
@@ -189,6 +191,7 @@ class DistillModule(Pair):
     def _after_step(self, optimizer: Any) -> None:
         """Log the means over the global batch and tell the balancer; of a step that was skipped only that it was."""
         window, self._window = self._window, Window()
+        share = self.stopwatch.stop()
         strategy = self.trainer.strategy
         norm = strategy.gradient_norm() if isinstance(strategy, KeepsGradients) else self._norm
         means, measured = window.measured(list(self.terms), summed)
@@ -198,6 +201,7 @@ class DistillModule(Pair):
         self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
         if self._logs_now():  # each figure costs about a millisecond, whether a logger takes it or not
             figures = {"train/grad_norm": norm, "train/skipped_steps": float(self.skipped_steps), "train/lr": self._lr(optimizer)}
+            figures |= {} if share is None else {"train/teacher_share": share}
             self.log_dict(figures | objective.figures(self.terms, self.balancer.weights(list(self.terms)), measured))
         if skipped:
             return

@@ -19,6 +19,7 @@ from distill.data.loader import Loader
 from distill.layers import layers_of
 from distill.losses.base import Loss, Setting, Term
 from distill.losses.measure import measure
+from distill.stopwatch import Stopwatch
 from distill.students.base import Student
 from distill.tasks import Task, unwrap
 from distill.teachers.base import Teacher
@@ -46,6 +47,7 @@ class Pair(pl.LightningModule):
         self.student: nn.Module | None = None
         self.size: dict[str, Any] = {}  # of the student, see `hub.describe`
         self.expected: dict[str, Any] = {}
+        self.stopwatch = Stopwatch()
         objective.check(self.terms, with_teacher=teacher is not None)
 
     @property
@@ -157,7 +159,10 @@ class Pair(pl.LightningModule):
         assert self.student is not None, "configure_model comes first"
         taps = [loss for loss in self.terms.values() if isinstance(loss, Loss)]
         student = self.task.outputs(self.student, batch, {t for loss in taps for t in loss.student_taps})
-        teacher = None if self.teacher is None else self.teacher(batch, {t for loss in taps for t in loss.teacher_taps})
+        if self.teacher is None:
+            return student, None
+        with self.stopwatch.lap():
+            teacher = self.teacher(batch, {t for loss in taps for t in loss.teacher_taps})
         return student, teacher
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

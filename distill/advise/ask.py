@@ -112,9 +112,7 @@ def _say(
     print(_wrapped(show.steps_text(advice, commands)))
     form = recipes.of_advice(advice)
     text = (
-        None
-        if form is None
-        else recipes.config(form, q.teacher, s.forms[0].sizes, teacher.task_name, q.data, length, machine.device() == "cuda")
+        None if form is None else recipes.config(form, q.teacher, s.forms[0].sizes, teacher.task_name, length, machine.device() == "cuda")
     )
     if text is not None:
         print(f"\n{'In ' + str(path) if q.out else 'Save this as ' + str(path)}:\n\n{textwrap.indent(text, '    ')}")
@@ -132,7 +130,7 @@ def _about(teacher: model.Teacher, s: Situation, whole: cost.Cost | None, rate: 
     speed = "it does not fit into memory here: times are those of two layers"
     if whole is not None:
         ms = keep.ms.value if keep.ms is not None else whole.latency_ms
-        speed = f"{ms:.3g} ms a row of {length} tokens, {whole.throughput:.3g} rows a second at 8, measured"
+        speed = f"{shown(ms, 'ms')} a row of {length} tokens, {whole.throughput:.3g} rows a second at 8, measured"
     fast = ", ".join(f"{name} {gain.value:.2f} ×" for name, gain in sorted(s.gains.items(), key=lambda item: -item[1].value))
     return {
         "model": f"{teacher.config.model_type}, {teacher.task_name} · {sizes}",
@@ -143,7 +141,7 @@ def _about(teacher: model.Teacher, s: Situation, whole: cost.Cost | None, rate: 
         "training": f"{rate.value / 1e12:.3g} TFLOP/s, {'measured' if rate.measured else 'estimated'}: {rate.basis}",
         "budget": f"{s.target}: {s.budget.text}"
         + (f" of the teacher, {shown(s.budget.limit, s.budget.unit)}" if s.budget.text.endswith("%") else "")
-        + ("" if s.hours is None else f", in {s.hours:g} hours"),
+        + ("" if s.hours is None else f", in {shown(s.hours, 'hours')}"),
         **machine.features(),
     }
 

@@ -11,7 +11,7 @@ WHAT: dict[Kind, str] = {
     "qat": "Train it in the integers that it will have, taught by itself",
     "prune": "Prune neurons while it is taught by itself",
     "distil": "Distil a smaller student, cut out of the teacher",
-    "combine": "Combine: a smaller student, trained in few bits",
+    "combine": "Combine: a smaller student in few bits",
 }
 
 
@@ -55,7 +55,10 @@ def shown(number: float, unit: str) -> str:
     if unit == "bytes":
         size, name = next(((size, name) for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if number >= size), (1.0, "B"))
         return f"{number / size:.3g} {name}"
-    return f"{number:.3g} {'points' if unit == 'points' else unit}"
+    if unit == "hours":
+        size, name = next(((size, name) for size, name in ((24.0, "days"), (1.0, "h"), (1 / 60, "min")) if number >= size), (1 / 3600, "s"))
+        return f"{number / size:.2g} {name}" if number < 100 * size else f"{number / size:,.0f} {name}"
+    return f"{number:.3g} {unit}" if number < 1000 else f"{number:,.0f} {unit}"
 
 
 def _in_time(form: Form, hours: float | None) -> bool:
@@ -120,7 +123,8 @@ def _headline(s: Situation, chosen: Form) -> str:
         return f"The teacher is within {limit} as it is: {rest}."
     smaller = f"{shown(chosen.bytes.value, 'bytes')} ({chosen.bytes.value / whole.bytes.value:.0%} of the teacher's bytes)"
     speed = "" if chosen.ms is None or whole.ms is None else f", {whole.ms.value / chosen.ms.value:.2g} × its speed"
-    time = "no training" if not chosen.trained else f"about {chosen.hours.value:.2g} hours of training" if chosen.hours else "training"
+    hours = "" if chosen.hours is None else f"about {shown(chosen.hours.value, 'hours')} of "
+    time = f"{hours}training" if chosen.trained else "no training"
     return f"{WHAT[chosen.kind]}: {chosen.name}. {smaller}{speed}; {time}."
 
 
@@ -151,8 +155,8 @@ def _order(found: float | None) -> float:
 
 
 def _too_long(form: Form, hours: float | None) -> str:
-    takes = "an unknown time" if form.hours is None else f"about {form.hours.value:.3g} hours"
-    return f"takes {takes} of training, and there are {hours:g}" if hours is not None else f"takes {takes} of training"
+    takes = "an unknown time" if form.hours is None else f"about {shown(form.hours.value, 'hours')}"
+    return f"takes {takes} of training, and there are {shown(hours, 'hours')}" if hours is not None else f"takes {takes} of training"
 
 
 def _too_short(s: Situation, forms: Sequence[Form], meeting: Sequence[Form], ruled: dict[str, str]) -> Advice:
@@ -163,7 +167,9 @@ def _too_short(s: Situation, forms: Sequence[Form], meeting: Sequence[Form], rul
     limit = shown(s.budget.limit, s.budget.unit)
     steps = [] if now is None else [Step(WHAT["ptq"], f"what the time allows, and the nearest to {limit}: {_short_of(now, s.budget)}", now)]
     steps.append(Step(WHAT[quickest.kind], f"the quickest that is within {limit}: {_too_long(quickest, s.hours)}", quickest))
-    headline = f"Nothing is within {limit} in {s.hours:g} hours: {quickest.name} would be, and {_too_long(quickest, s.hours)}."
+    headline = (
+        f"Nothing is within {limit} in {shown(s.hours or 0.0, 'hours')}: {quickest.name} would be, and {_too_long(quickest, s.hours)}."
+    )
     return Advice("too short", headline, tuple(steps), ruled)
 
 

@@ -167,7 +167,7 @@ class Forms:
     def _distilled(self, student: Student, export: str) -> Form:
         tokens, hours = self._hours(student.shape, self._new(student))
         precision = export.partition(":")[2]
-        name = f"student {_sizes(student)}, {precision}"
+        name = f"{_sizes(student)}, {precision}"
         ms = self._ms_of(student, export)
         size = stored.of(student.weights, export)
         return Form(name, "distil", export, student.sizes, student.weights.parameters, size, ms, hours, tokens)
@@ -175,7 +175,7 @@ class Forms:
     def _combined(self, student: Student, export: str, scheme: str) -> Form:
         tokens, hours = self._hours(student.shape, self._new(student))
         size = stored.of(student.weights, export, scheme if export.startswith("packed") else None)
-        name = f"student {_sizes(student)}, QAT {scheme}"
+        name = f"{_sizes(student)}, QAT {scheme}"
         ms = self._ms_of(student, export)
         form = Form(name, "combine", export, student.sizes, student.weights.parameters, size, ms, hours, tokens)
         return replace(form, scheme=scheme)
@@ -183,7 +183,7 @@ class Forms:
     def _cut_both_ways(self, layers: int, runtime: str) -> Form:
         student = shapes.half_of_the_neurons(self.teacher.model, self.teacher.task, layers)
         tokens, hours = self._hours(student.shape, self._new(student))
-        name = f"student {_sizes(student)}, {runtime.partition(':')[2] or 'float32'}"
+        name = f"{_sizes(student)}, {runtime.partition(':')[2] or 'float32'}"
         ms = self._ms(runtime, "half the neurons", layers)
         size = stored.of(student.weights, _export(runtime))
         return Form(name, "combine", _export(runtime), student.sizes, student.weights.parameters, size, ms, hours, tokens)

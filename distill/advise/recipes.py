@@ -11,13 +11,13 @@ from distill.advise.parts import Advice, Form, Step
 from distill.students.sizes import Sizes
 
 BATCH = 8
-PLACEHOLDER = {"causal-lm": "data/train.txt", "classification": "data/train.tsv"}
-HEAD = "# Written by `distill advise`. train_data is {source}; "
+TRAIN_DATA = {"causal-lm": "data/train.jsonl", "classification": "data/train.tsv"}
+HEAD = "# Written by `distill advise`. Set train_data to texts of yours; "
 TRAINED = "tune the learning rate on validation data.\n"
 UNTRAINED = "nothing is trained: the export calibrates on these rows, and compares on them.\n"
 
 
-def config(form: Form, teacher: str, whole: Sizes | None, task: str, data: str | None, length: int, cuda: bool) -> str:
+def config(form: Form, teacher: str, whole: Sizes | None, task: str, length: int, cuda: bool) -> str:
     """The YAML that trains a form; for one without training, the YAML that its export reads the data from.
 
     Args:
@@ -25,12 +25,11 @@ def config(form: Form, teacher: str, whole: Sizes | None, task: str, data: str |
         teacher: folder or hub id.
         whole: the teacher's sizes.
         task: `causal-lm` or `classification`.
-        data: a file of training texts; None for a name to be replaced.
         length: tokens of a row.
         cuda: whether a GPU trains.
     """
     tokens = form.tokens or 0
-    source: dict[str, Any] = {"train_data": data or PLACEHOLDER[task], "tokenizer": teacher, "max_length": length, "batch_size": BATCH}
+    source: dict[str, Any] = {"train_data": TRAIN_DATA[task], "tokenizer": teacher, "max_length": length, "batch_size": BATCH}
     trainer: dict[str, Any] = {"max_steps": max(1, tokens // (BATCH * length)), "max_epochs": -1}
     trainer |= {"gradient_clip_val": 1.0} | ({"precision": "bf16-mixed"} if cuda else {})
     if callbacks := _callbacks(form):
@@ -51,8 +50,11 @@ def config(form: Form, teacher: str, whole: Sizes | None, task: str, data: str |
         "data": {"class_path": "TextData" if task == "causal-lm" else "ClassificationData", "init_args": source},
         **({"trainer": trainer} if form.trained else {}),
     }
-    head = HEAD.format(source="yours" if data else "to be set to texts of yours") + (TRAINED if form.trained else UNTRAINED)
-    return head + yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=108, allow_unicode=True)
+    return (
+        HEAD
+        + (TRAINED if form.trained else UNTRAINED)
+        + yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    )
 
 
 def commands(step: Step, teacher: str, path: str, name: str) -> list[str]:
@@ -108,5 +110,7 @@ def _callbacks(form: Form) -> list[dict[str, Any]]:
 
 
 def _rate(form: Form) -> float:
-    """A learning rate to begin with: those of the shipped configs of this size."""
+    """A learning rate to begin with: of the shipped configs of this size, and for a teacher that goes on that of teacher_bert.yaml."""
+    if form.kind in ("qat", "prune") and form.parameters >= 10**7:
+        return 3e-5
     return 2e-5 if form.parameters >= 10**8 else 2e-4 if form.parameters >= 10**7 else 4e-3

@@ -21,7 +21,7 @@ def forms_table(s: Situation, advice: Advice) -> Table:
     )
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True, max_width=40)
-    for head in ("params", "files", "of it", "ms", "×", "hours", "loss", "meets"):
+    for head in ("params", "files", "of it", "ms", "×", "training", "loss", "meets"):
         table.add_column(head, justify="right", no_wrap=True)
     chosen = [step.form for step in advice.steps]
     for form in listed(s, chosen):
@@ -49,9 +49,9 @@ def _cells(form: Form, whole: Form) -> list[str]:
         f"{form.parameters / 1e6:,.3g}M",
         _figure(form.bytes, shown(form.bytes.value, "bytes")),
         f"{form.bytes.value / whole.bytes.value:.0%}",
-        "?" if form.ms is None else _figure(form.ms, f"{form.ms.value:.3g}"),
+        "?" if form.ms is None else _figure(form.ms, shown(form.ms.value, "ms").removesuffix(" ms")),
         faster,
-        "" if not form.trained else "?" if form.hours is None else _figure(form.hours, f"{form.hours.value:.2g}"),
+        "" if not form.trained else "?" if form.hours is None else _figure(form.hours, shown(form.hours.value, "hours")),
         "?" if form.loss is None else _loss(form.loss),
     ]
 
@@ -76,7 +76,7 @@ def steps_text(advice: Advice, commands: Sequence[Sequence[str]]) -> str:
         elif step.form.kind != "keep":
             lines.append("   quality: nobody has measured what this costs; the report at the end of the run says it")
         if step.form.hours is not None:
-            lines.append(f"   training: about {step.form.hours.value:.2g} hours, estimated: {step.form.hours.basis}")
+            lines.append(f"   training: about {shown(step.form.hours.value, 'hours')}, estimated: {step.form.hours.basis}")
         if step.form.note:
             lines.append(f"   {step.form.note}")
         lines += [f"     $ {command}" for command in typed]

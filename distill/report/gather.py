@@ -1,7 +1,7 @@
 """Where the models of a report come from: the teacher of the run, its student before, after and alone, and what was exported."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import nn
 from distill.data.base import DistillData
 from distill.data.loader import EvalLoader
 from distill.module import DistillModule
-from distill.report.evidence import TEACHER, Evidence, Subject
+from distill.report import series
+from distill.report.evidence import ALONE, BEFORE, TEACHER, Evidence, Subject
 from distill.report.observe import observe
 from distill.report.student import deployed
 from distill.students.lora import merged
@@ -60,17 +61,17 @@ class Models:
         try:
             student = self.module.new_student(self._dtype())
         except ConfigError as error:
-            self.absent["student before"] = str(error)
+            self.absent[BEFORE] = str(error)
             return
-        self.add("student before", merged(student))
+        self.add(BEFORE, merged(student))
 
     def add_alone(self) -> None:
         """Load the baseline, where one was trained."""
         alone = self.folder.with_name(f"{self.folder.name}-alone") / "student"
         if alone.is_dir():
-            self.add("student alone", self.task.load(str(alone), "baseline", dtype=self._dtype()), alone)
+            self.add(ALONE, self.task.load(str(alone), "baseline", dtype=self._dtype()), alone)
         else:
-            self.absent["student alone"] = "no student was trained without the teacher; set baseline: true for one"
+            self.absent[ALONE] = "no student was trained without the teacher; set baseline: true for one"
 
     def add_saved(self, name: str) -> None:
         """Load the student that the run has left."""
@@ -143,7 +144,7 @@ def evidence(models: Models, student: str, rows: int, exports: Mapping[str, Subj
         batches=batches,
         observed=observed,
         run=read_json(models.folder / "report.json"),
-        log=list(_log(models.folder / "metrics.jsonl")),
+        log=series.read(models.folder / "metrics.jsonl"),
         config=yaml.safe_load((models.folder / "config.yaml").read_text(encoding="utf-8")) | dict(asked or {}),
         absent=models.absent,
     )
@@ -175,8 +176,3 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"report: '{path}' is no JSON: {error}") from error
     return read
 
-
-def _log(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)

@@ -59,7 +59,7 @@ def measure(evidence: Evidence) -> dict[str, Any]:
 def told(report: Mapping[str, Any]) -> list[Chapter]:
     """Make the chapters out of a `report.json`, without any model."""
     figures = report["sections"]
-    chapters = [Chapter("summary", "Summary", "May it be served in place of the teacher?", summary.blocks(figures, report))]
+    chapters = [Chapter("summary", "Summary", "May it be served in place of the teacher?", summary.blocks(figures))]
     return chapters + [
         Chapter(section.name, section.title, section.question, _blocks(section, figures[section.name]))
         for section in all_sections()

@@ -46,8 +46,8 @@ def test_milliseconds_by_hand(tmp_path: Path) -> None:
     assert not found["int8, openvino"].measured
     assert found["half of the neurons, openvino:fp32"].value == pytest.approx(2 + 4 * 1.6 * 1.5 / 2.0)
     assert found["half of the neurons, openvino:int8"].value == pytest.approx(2 + 4 * 0.5 * 1.5 / 2.0)
-    assert found["student 3 × 64 (FFN 128), int8"].value == pytest.approx(2 + 3 * 0.5)
-    assert found["student 1 × 64 (FFN 64), int8"].value == pytest.approx(2 + 1 * 0.5 * 1.5 / 2.0)
+    assert found["3 × 64 (FFN 128), int8"].value == pytest.approx(2 + 3 * 0.5)
+    assert found["1 × 64 (FFN 64), int8"].value == pytest.approx(2 + 1 * 0.5 * 1.5 / 2.0)
 
 
 def test_a_model_that_was_not_timed_is_its_layers(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_every_yaml_makes_objects_and_is_of_the_form(tmp_path: Path, monkeypatch
     assert {form.kind for form in found} == {"ptq", "qat", "prune", "distil", "combine"}
     whole = forms(tmp_path / "t", kind).whole
     for form in found:
-        text = recipes.config(form, "t", whole, task, None, 32, cuda=False)
+        text = recipes.config(form, "t", whole, task, 32, cuda=False)
         Path("advice.yaml").write_text(text)
         module, _ = parsed("advice.yaml")
         assert module.teacher is not None
@@ -55,7 +55,7 @@ def test_every_command_is_one(
     monkeypatch.chdir(tmp_path)
     form = next(form for form in one_of_each(tmp_path / "t", kind) if form.kind == "combine" and form.scheme)
     plain = next(form for form in one_of_each(tmp_path / "t", kind) if form.kind == "ptq")
-    Path("advice.yaml").write_text(recipes.config(form, "t", forms(tmp_path / "t", kind).whole, task, None, 32, cuda=False))
+    Path("advice.yaml").write_text(recipes.config(form, "t", forms(tmp_path / "t", kind).whole, task, 32, cuda=False))
     typed = [command for each in (plain, form) for command in recipes.commands(Step("", "", each), "t", "advice.yaml", "advice")]
     assert len(typed) == 5
     Path("runs/advice").mkdir(parents=True)
@@ -84,4 +84,4 @@ def test_the_yaml_is_of_what_is_trained(tmp_path: Path) -> None:
     assert recipes.of_advice(steps(plain)) is plain
     assert recipes.of_advice(steps(keep)) is None
     assert LLAMA["num_hidden_layers"] == 4
-    assert "precision: bf16-mixed" in recipes.config(trained, "t", None, "causal-lm", "x.txt", 32, cuda=True)
+    assert "precision: bf16-mixed" in recipes.config(trained, "t", None, "causal-lm", 32, cuda=True)

@@ -46,7 +46,7 @@ def test_steps_say_quality_time_and_notes() -> None:
     text = show.steps_text(advice, [["python a"], ["python b"]])
     assert "1. Export without training: int4" in text
     assert "quality: 0.2 nats lost, estimated: made up" in text
-    assert "training: about 2 hours, estimated: made up" in text
+    assert "training: about 2 h, estimated: made up" in text
     assert "     $ python b" in text
     unknown = show.steps_text(decide(situation("size", 6)), [[], []])
     assert "nobody has measured what this costs" in unknown

@@ -143,6 +143,8 @@ def test_it_ends_with_the_special_token_that_solutions_end_in_and_in_the_room_th
     loose, ends = ([Question(prompt, "1", 6, last) for prompt in prompts] for last in (SO, END))
     free, ended = (greedy(model, asked, words, 0, 16, CPU) for asked in (loose, ends))
     assert ended == [words.decode(_by_hand(model, prompt, 6, {EOS, END}), skip_special_tokens=True) for prompt in prompts]
+    assert free == [words.decode(_by_hand(model, prompt, 6, {EOS}), skip_special_tokens=True) for prompt in prompts]
+    assert any("so" in text.split()[:-1] for text in free)  # the last token of those solutions is no special one, and ends nothing
     assert free != ended
     short = greedy(model, loose, words, 0, max_length=5, device=CPU)
     assert max(len(text.split()) for text in short) == 3

@@ -64,7 +64,7 @@ def test_numbers_by_their_path() -> None:
 
 def test_a_picture_is_drawn_on_white() -> None:
     drawn = png(chapters()[0].blocks[2].figure[0])
-    assert drawn.getpixel((1, 1))[:3] == (255, 255, 255)
+    assert drawn.convert("RGBA").getpixel((1, 1)) == (255, 255, 255, 255)
     assert min(drawn.size) > 200
 
 

@@ -65,11 +65,14 @@ def test_a_run_is_put_to_every_test(language_model: dict):
         values = [each["value"] for each in teacher["accuracy"]]
         assert values[-1] < 1.0
         assert teacher["kept"]["value"] == pytest.approx(np.mean(values[1:]))
+        assert test["difference"]["value"] == pytest.approx(test["models"]["student"]["kept"]["value"] - teacher["kept"]["value"])
+        assert test["difference"]["value"] != 0
     assert all(test["models"]["student"]["accuracy"][0]["value"] < 0.5 for test in figures["tests"].values())
 
 
 def test_the_margin_is_that_of_the_features_before_the_head():
     model = models.causal_lm()
+    model.base_model.norm.weight.data.fill_(3.0)  # else the features' root mean square is 1
     batches = told(model, rows(count=6))
     found = margin(Probe(model, CausalLM(), batches, models.VOCAB, CPU), (0.05, 0.2))
     x = torch.cat(

@@ -63,12 +63,7 @@ def test_there_and_back() -> None:
 
 
 def test_seconds_of_a_step_leave_validation_out() -> None:
-    lines = [
-        line(9, 10.0, train__loss=1.0),
-        line(19, 12.0, train__loss=1.0),
-        line(19, 50.0, val__loss=1.0),
-        line(29, 52.0, train__loss=1.0),
-    ]
-    lines += [line(39, 56.0, train__loss=1.0), line(49, 58.0, train__loss=1.0)]
+    lines = [line(step, time, train__loss=1.0) for step, time in ((9, 10.0), (19, 12.0), (29, 70.0), (39, 74.0), (49, 76.0))]
+    lines.insert(2, line(19, 50.0, val__loss=1.0))
     assert step_seconds(lines) == pytest.approx(0.2)  # the median of 0.2, 0.4, 0.2
     assert step_seconds(lines[:1]) is None

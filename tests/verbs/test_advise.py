@@ -29,8 +29,15 @@ def advise(*args: str) -> int:
 
 def test_from_the_question_to_an_export_and_a_step_of_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {key: LLAMA[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
-    models.save(models.causal_lm(**sizes, num_key_value_heads=2, head_dim=16), here / "teacher")
+    teacher = models.causal_lm(**sizes, num_key_value_heads=2, head_dim=16)
+    for weight in teacher.parameters():
+        weight.data *= 0.25 if weight.ndim == 2 else 1  # quiet enough for 4 bits
+    models.save(teacher, here / "teacher")
+    (here / "data").mkdir()
+    rows = [json.dumps({"text": " ".join(f"w{3 + (i * j) % 37}" for j in range(20))}) for i in range(1, 60)]
+    (here / "data/train.jsonl").write_text("\n".join(rows))
     (here / "texts.txt").write_text(" ".join(f"w{3 + i * i % 37}" for i in range(3000)))
+    capsys.readouterr()  # of what libraries say when a model is saved
     assert advise("--teacher=teacher", "--target=size", "--budget=6 %", "--data=texts.txt", "--out=a.json", "--tokens=1000") == 0
     printed = capsys.readouterr().out
     found = json.loads((here / "a.json").read_text())
@@ -40,7 +47,7 @@ def test_from_the_question_to_an_export_and_a_step_of_training(here: Path, capsy
     assert found["budget"]["limit"] == pytest.approx(0.06 * whole)
     assert found["steps"][-1]["form"]["bytes"]["value"] <= 0.06 * whole
     assert found["forms"][0]["bytes"] == {"value": whole, "how": "measured", "basis": "its files"}
-    assert max(len(line) for line in printed.splitlines() if "$ " not in line) <= 110 + len("    init_args: ")
+    assert [line for line in printed.splitlines() if len(line) > 125 and "$ " not in line] == []
     for part in (found["headline"][:40], "What it can become", "Not taken", "two layers of it", "NaN"):
         assert (part in printed) == (part != "NaN")
 
@@ -58,7 +65,7 @@ def test_from_the_question_to_an_export_and_a_step_of_training(here: Path, capsy
 def test_a_classifier_that_is_within_the_budget(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert advise("--teacher", folder(here / "t", "bert"), "--target=latency", "--budget=10 s", "--tflops=989", "--gpus=8") == 0
     printed = capsys.readouterr().out
-    assert "The teacher is within 1e+04 ms as it is: there is nothing to do." in printed
+    assert "The teacher is within 10,000 ms as it is: there is nothing to do." in printed
     assert "8 × 989 TFLOP/s × 35%" in printed
     assert not (here / "advice.yaml").exists()
 

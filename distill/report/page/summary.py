@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from distill.report.page.blocks import Block, Missing, Note, Tile, Tiles
-from distill.report.page.words import milliseconds, percent, ratio, size
+from distill.report.page.words import milliseconds, number, percent, ratio, size
 
 Figures = Mapping[str, Any]
 
@@ -22,6 +22,7 @@ class Headlines(NamedTuple):
         speed: the teacher's latency over the student's, with its interval.
         agreement: how often both have the same likeliest class, with its interval.
         over: mean confidence minus accuracy, with its interval.
+        gained: accuracy above that of the same student trained alone, with its interval.
     """
 
     kept: Any
@@ -30,17 +31,17 @@ class Headlines(NamedTuple):
     speed: Any
     agreement: Any
     over: Any
+    gained: Any
 
 
-CALLED = Headlines("accuracy kept", "gap closed", "size", "speed", "agreement", "calibration")
+CALLED = Headlines("accuracy kept", "gap closed", "size", "speed", "agreement", "calibration", "distilling")
 
 
-def blocks(sections: Mapping[str, Figures], run: Figures) -> list[Block]:
+def blocks(sections: Mapping[str, Figures]) -> list[Block]:
     """Say it in a sentence or two, and in large figures.
 
     Args:
         sections: figures of every chapter by its name; one may be absent, or `{"missing": why}`.
-        run: `report.json` as the run left it.
     """
     student = next((found["student"] for found in sections.values() if "student" in found), "student distilled")
     places = _places(student)
@@ -81,6 +82,7 @@ def _places(student: str) -> tuple[tuple[str, ...], ...]:
         speed=("cost", "ratios", "latency"),
         agreement=("fidelity", "models", student, "agreement"),
         over=("calibration", "models", student, "overconfidence"),
+        gained=("quality", "over_alone"),
     )
 
 
@@ -92,7 +94,19 @@ def _verdict(told: Headlines) -> str:
         first = f"The student has {costs}."
     else:
         first = "How the student compares with a teacher is not known."
-    return f"{first} {_certainty(told.over)}".strip()
+    return " ".join(part for part in (first, _use(told.gained), _certainty(told.over)) if part)
+
+
+def _use(gained: Any) -> str:
+    """What the teacher was good for."""
+    if gained is None or gained["low"] <= 0 <= gained["high"]:
+        return "" if gained is None else "It is not clearly better than the same student trained alone."
+    points = number({key: 100 * value for key, value in gained.items()}, 1, "points")
+    return f"Trained alone it is {points} worse." if gained["low"] > 0 else f"Trained alone it is better, by {_turned(gained)}."
+
+
+def _turned(gained: Any) -> str:
+    return number({"value": -100 * gained["value"], "low": -100 * gained["high"], "high": -100 * gained["low"]}, 1, "points")
 
 
 def _costs(told: Headlines, whose: str) -> str:
@@ -121,7 +135,11 @@ def _calibration(over: Any) -> Literal["too sure", "too cautious", "as it should
 
 
 def _tone(told: Headlines) -> Literal["plain", "good", "warning"]:
-    """Good where nearly all of the accuracy is surely kept and the student is not too sure; a warning where it is worse and too sure."""
+    """Good where nearly all of the accuracy is surely kept and the student is not too sure; a warning where it is worse and too sure, or
+    where the teacher did harm.
+    """
+    if told.gained is not None and told.gained["high"] < 0:
+        return "warning"
     nearly_all = told.kept is not None and told.kept["low"] >= NEARLY_ALL
     too_sure = _calibration(told.over) == "too sure"
     if nearly_all and not too_sure:
@@ -132,6 +150,7 @@ def _tone(told: Headlines) -> Literal["plain", "good", "warning"]:
 def _tiles(told: Headlines, sections: Mapping[str, Figures], student: str) -> list[Tile]:
     tiles = [
         _tile(CALLED.kept, percent(told.kept), "of the teacher's"),
+        _tile(CALLED.gained, _signed(told.gained), _over_alone(told.gained)),
         _tile(CALLED.gap, percent(told.gap, 0), f"of the way from the {find(sections, 'quality', 'gap_closed', 'from')} to the teacher"),
         _tile(CALLED.times_smaller, percent(told.times_smaller and 1 / told.times_smaller), _beside(sections, student, "bytes", size)),
         _tile(CALLED.speed, ratio(told.speed), _beside(sections, student, "latency_ms", milliseconds)),
@@ -150,6 +169,16 @@ def _tile(label: str, text: str, detail: str) -> Tile:
 def _beside(sections: Mapping[str, Figures], student: str, key: str, text: Any) -> str:
     ours, theirs = (text(find(sections, "cost", "models", name, key)) for name in (student, TEACHER))
     return f"{ours}, the teacher's {theirs}" if ours and theirs else ""
+
+
+def _signed(gained: Any) -> str:
+    return "" if gained is None else f"{100 * gained['value']:+.1f}".replace("-", "−")
+
+
+def _over_alone(gained: Any) -> str:
+    if gained is None:
+        return ""
+    return f"{100 * gained['low']:+.1f} – {100 * gained['high']:+.1f} · points over the same student alone".replace("-", "−")
 
 
 def _points(sections: Mapping[str, Figures], student: str, over: Any) -> str:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -45,44 +46,43 @@ class Drawings:
 
 def _plots(figure: Figure) -> list[ElementTree.Element]:
     """A figure's columns, one by one, so that a phone can show them one below the other; the whole where it cannot be taken apart."""
-    figure.draw_without_rendering()  # the layout is made
+    heads = _heads(figure)
+    if len(heads) < 2 or figure.texts or figure.legends or figure.get_suptitle():
+        return [_drawn(figure, None)]
+    figure.draw_without_rendering()  # the layout of all of them is made, and stays
     layout = figure.get_layout_engine()
     figure.set_layout_engine("none")
     try:
-        drawn = []
-        for box, others in _columns(figure):
-            with _hidden(others):
-                drawn.append(_drawn(figure, box))
-        return drawn
+        return [_column(figure, head, heads) for head in heads]
     finally:
         figure.set_layout_engine(layout)
 
 
-def _columns(figure: Figure) -> list[tuple[Bbox | None, list]]:
-    """Where each column is, in inches, and the axes that are not of it: a colour bar is of the column in which its centre lies."""
-    grids = [axes.get_subplotspec() for axes in figure.axes]
-    starts = sorted({grid.colspan.start for grid in grids if grid is not None})
-    if len(starts) < 2 or figure.texts or figure.legends or figure.get_suptitle():
-        return [(None, [])]
-    first = {
-        start: next(a for a, g in zip(figure.axes, grids, strict=True) if g is not None and g.colspan.start == start) for start in starts
-    }
-    homes = {axes: min(first.values(), key=lambda one: abs(_center(one) - _center(axes))) for axes in figure.axes}
-    found: list[tuple[Bbox | None, list]] = []
-    for home in first.values():
-        mine = [axes for axes in figure.axes if homes[axes] is home]
-        box = Bbox.union([box for axes in mine if (box := axes.get_tightbbox()) is not None]).padded(4)
-        box = Bbox.from_extents(box.x0, 0, box.x1, figure.bbox.height)
-        found.append((box.transformed(figure.dpi_scale_trans.inverted()), [axes for axes in figure.axes if axes not in mine]))
-    return found
+def _heads(figure: Figure) -> list[Axes]:
+    """The first axes of every column, from the left."""
+    found: dict[int, Axes] = {}
+    for axes in figure.axes:
+        grid = axes.get_subplotspec()
+        if grid is not None:
+            found.setdefault(grid.colspan.start, axes)
+    return [found[start] for start in sorted(found)]
 
 
-def _center(axes: mpl.axes.Axes) -> float:
+def _column(figure: Figure, head: Axes, heads: list[Axes]) -> ElementTree.Element:
+    """One column, with the axes that are nearest to it: a colour bar stands beside the plot that it is of."""
+    mine = [axes for axes in figure.axes if min(heads, key=lambda one: abs(_center(one) - _center(axes))) is head]
+    box = Bbox.union([box for axes in mine if (box := axes.get_tightbbox()) is not None]).padded(4)
+    box = Bbox.from_extents(box.x0, 0, box.x1, figure.bbox.height)
+    with _hidden([axes for axes in figure.axes if axes not in mine]):
+        return _drawn(figure, box.transformed(figure.dpi_scale_trans.inverted()))
+
+
+def _center(axes: Axes) -> float:
     return float(axes.get_window_extent().x0 + axes.get_window_extent().x1) / 2
 
 
 @contextmanager
-def _hidden(axes: list) -> Iterator[None]:
+def _hidden(axes: list[Axes]) -> Iterator[None]:
     seen = [each for each in axes if each.get_visible()]
     for each in seen:
         each.set_visible(False)

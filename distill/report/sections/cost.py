@@ -12,7 +12,7 @@ from torch import Tensor
 from distill import hub
 from distill.report import served, tradeoff
 from distill.report.cost import Candidate, Clocked, clock, cost_of
-from distill.report.evidence import TEACHER, Evidence, NotMeasured, Observed, Subject
+from distill.report.evidence import BEFORE, TEACHER, Evidence, NotMeasured, Observed, Subject
 from distill.report.intervals import interval
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
@@ -20,7 +20,6 @@ from distill.report.page.words import count, milliseconds, number, percent, rati
 from distill.report.sections.base import Section
 from distill.types import Batch
 
-BEFORE = "student before"  # costs what the student costs after
 ROUNDS, SECONDS, MANY = 20, 5.0, 8
 LITTLE = 10**6  # bytes: less is the sampling's noise
 CPU = torch.device("cpu")
@@ -209,10 +208,8 @@ def _grid(models: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Any]) -
 
 
 def _row(name: str, model: Mapping[str, Any]) -> list[str]:
-    counted = model["parameters"] is not None
-    zeros = (
-        f", {percent(1 - model['nonzero'] / model['parameters'], 0)} zeros" if counted and model["nonzero"] < model["parameters"] else ""
-    )
+    counted, nonzero = model["parameters"], model["nonzero"]
+    zeros = f", {percent(1 - nonzero / counted, 0)} zeros" if counted and nonzero < counted else ""
     return [
         name,
         percent(model["accuracy"]),

@@ -42,6 +42,7 @@ class Provenance(Section):
         missing = [Missing(f"hash of {name}", each["missing"]) for name, each in hashes.items() if isinstance(each, dict)]
         rows = [[f"weights, {name}", each] for name, each in hashes.items() if isinstance(each, str)]
         code = [["distill", made["version"]], ["commit", made["commit"]], ["code", made["code"]], ["training data", made["data"]], *rows]
+        left = [[each["name"], size(each["bytes"])] for each in figures["left"]]
         return [
             Note(_said(figures)),
             Grid(["", "hash or version"], [row for row in code if row[1]], _CODE),
@@ -51,11 +52,7 @@ class Provenance(Section):
                 _machine(figures["environment"]),
                 "What the report was made with; the run, too, if it wrote the report.",
             ),
-            Grid(
-                ["file", "size"],
-                [[each["name"], size(each["bytes"])] for each in figures["left"]],
-                "What the run left, beside this report.",
-            ),
+            Grid(["file", "size"], left, "What the run left, beside this report."),
             Fold("How to run it again", figures["again"]),
             Fold("The resolved configuration", yaml.safe_dump(figures["config"], sort_keys=False, allow_unicode=True)),
         ]

@@ -16,6 +16,7 @@ from distill.report.sections.base import Section
 from distill.tasks import CausalLM
 
 SHOWN = 20  # classes in the table
+KEYS = ("accuracy", "loss")  # in which there is a gap to close
 FEW = f"Without an interval: what is of fewer than {by_class.TOO_FEW} rows."
 
 
@@ -40,6 +41,7 @@ class Quality(Section):
             "positions": len(observed.labels),
             "models": {name: _of_model(observed, name, language) for name in names} | _absent(evidence.absent),
             "gap_closed": _gap_closed(observed, evidence.student),
+            "over_alone": _over_alone(observed, evidence.student),
             "groups": by_class.groups(observed, counts),
         }
         if not language:
@@ -52,8 +54,8 @@ class Quality(Section):
         blocks: list[Block] = [_said(figures), _picture(figures), _grid(figures), *_looked_at(figures)]
         blocks += [Missing(name, model["missing"]) for name, model in figures["models"].items() if "missing" in model]
         gap = figures["gap_closed"]
-        whys = {gap["missing"]} if "missing" in gap else {gap[key]["missing"] for key in ("accuracy", "loss") if "missing" in gap[key]}
-        blocks += [Missing("the share of the gap that was closed", why) for why in sorted(whys)]
+        whys = {"": gap["missing"]} if "missing" in gap else {f" in {key}": gap[key]["missing"] for key in KEYS if "missing" in gap[key]}
+        blocks += [Missing(f"the share of the gap that was closed{where}", why) for where, why in whys.items()]
         if len(figures["groups"]) > 1:
             blocks.append(_groups(figures))
         return blocks + (_classes(figures) if "by_class" in figures else [])
@@ -100,6 +102,14 @@ def _gap_closed(observed: Observed, student: str) -> dict[str, Any]:
     return {"from": start, "accuracy": _share(observed, right, start, student), "loss": _share(observed, nll, start, student)}
 
 
+def _over_alone(observed: Observed, student: str) -> dict[str, Any]:
+    """By how much the student is more often right than the one trained alone: what the teacher was good for, paired."""
+    if ALONE not in observed.models or student == ALONE:
+        return {"missing": "no student was trained without the teacher"}
+    ours, alone = (observed.models[name].correct(observed.labels).astype(np.float64) for name in (student, ALONE))
+    return interval(lambda: observed.resampler.difference(ours, alone))
+
+
 def _share(observed: Observed, scores: Mapping[str, Floats], start: str, student: str) -> dict[str, Any]:
     gap, way = scores[TEACHER] - scores[start], scores[student] - scores[start]
     whole = interval(lambda: observed.resampler.mean(gap))
@@ -120,7 +130,10 @@ def _said(figures: Mapping[str, Any]) -> Block:
         return Note(f"{text} correctly; there is no teacher to compare with.")
     text += f" correctly, its teacher {percent(teacher['accuracy'])}"
     text += f": it keeps {percent(student['retention'])} of the teacher's accuracy" if "value" in student["retention"] else ""
-    gap = figures["gap_closed"].get("accuracy", {})
+    gap, over = figures["gap_closed"].get("accuracy", {}), figures["over_alone"]
+    if over.get("high", 0) < 0:
+        worse = {key: -over[other] for key, other in (("value", "value"), ("low", "high"), ("high", "low"))}
+        return Note(f"{text}. The same student trained alone is right in {percent(worse)} of {unit} more: the teacher did harm.", "warning")
     if "value" not in gap:
         return Note(f"{text}.")
     start = "a student trained without the teacher" if figures["gap_closed"]["from"] == ALONE else "the student before training"
@@ -173,7 +186,7 @@ def _grid(figures: Mapping[str, Any]) -> Grid:
 def _looked_at(figures: Mapping[str, Any]) -> list[Block]:
     if figures["rows"] >= figures["of_rows"]:
         return []
-    return [Note(f"{count(figures['rows'])} of {count(figures['of_rows'])} held-out rows were looked at; `--rows` takes more.")]
+    return [Note(f"{count(figures['rows'])} of {count(figures['of_rows'])} held-out rows were looked at; `--report_rows` takes more.")]
 
 
 def _groups(figures: Mapping[str, Any]) -> Grid:

@@ -70,10 +70,13 @@ def terms_of(run: Mapping[str, Any], found: Mapping[str, Series]) -> list[str]:
 
 
 def teacher_share(evidence: Evidence, speed: Series | None) -> dict[str, Any]:
-    """Estimate which part of a training step the teacher took: its seconds for a token now, times the tokens a second of training.
+    """Which part of a training step the teacher took, up to its head, as it was logged.
 
-    It is asked about held-out rows, after training, and projects all positions. Right if the run was one process on this machine.
+    Of a run that did not log it an estimate: its seconds for a token now, on held-out rows, times the tokens a second of training; right
+    if the run was one process on this machine.
     """
+    if (logged := series(evidence.log).get("train/teacher_share")) is not None:
+        return {"value": _second_half(logged), "estimate": False}
     subject = evidence.subjects.get(TEACHER)
     if subject is None or speed is None or not len(speed.finite.steps):
         return {"missing": "there is no teacher here to ask" if subject is None else "tokens a second were not logged"}
@@ -117,7 +120,9 @@ def _grid(figures: Mapping[str, Any]) -> Grid:
         ["tokens a second", f"{speed:,.0f}" if isinstance(speed, float) else f"not known: {speed['missing']}"],
         [
             "teacher's share of a step",
-            f"≈ {percent(share['value'], 0)}, estimated" if "value" in share else f"not known: {share['missing']}",
+            (percent(share["value"], 0) if not share["estimate"] else f"≈ {percent(share['value'], 0)}, estimated")
+            if "value" in share
+            else f"not known: {share['missing']}",
         ],
         ["steps skipped, not finite", f"{figures['skipped_steps']:,}"],
         ["restarts that repeated steps", f"{figures['restarts']:,}"],
@@ -131,7 +136,7 @@ def _grid(figures: Mapping[str, Any]) -> Grid:
         for each in figures["compression"]
     ]
     caption = (
-        "The teacher's share is its time for a token, asked anew, times the tokens a second of the second half of training. The pull of a "
-        "term is weight × gradient norm, over the second half."
+        "The teacher's share is its forward pass up to its head; an estimate is its time for a token now, times the tokens a second. "
+        "The pull of a term is weight × gradient norm, over the second half."
     )
     return Grid(["", "figure"], rows, caption)

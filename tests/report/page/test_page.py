@@ -103,6 +103,16 @@ def test_plots_stand_side_by_side_on_a_desk_and_one_below_the_other_on_a_phone(c
         assert second > first + 200
 
 
+def test_a_page_is_dark_where_the_reader_wants_it_dark_and_plots_with_it(chromium: Any, report: Path) -> None:
+    seen_in = {}
+    for scheme in ("light", "dark"):
+        with opened(chromium, report, View(1440, 900, scheme)) as seen:
+            ground = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            line = seen.page.evaluate("getComputedStyle(document.querySelector('svg [style*=\"--plot-1\"]')).stroke")
+            seen_in[scheme] = ground, line
+    assert seen_in == {"light": ("rgb(255, 255, 255)", "rgb(15, 95, 191)"), "dark": ("rgb(20, 23, 28)", "rgb(70, 130, 238)")}
+
+
 def test_paper_is_white_and_holds_no_plot_or_row_in_two_halves(chromium: Any, report: Path) -> None:
     with opened(chromium, report, VIEWS[-1]) as seen:
         assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -60,7 +60,7 @@ def missing(shown: list[Block]) -> list[tuple[str, str]]:
 
 
 def test_all_of_it_in_a_sentence_and_in_large_figures() -> None:
-    shown = blocks(SECTIONS, {})
+    shown = blocks(SECTIONS)
     assert note(shown) == Note(
         "The student keeps 86 % (85 – 88) of the teacher's accuracy at 11 % of its size and 6.6× its speed. "
         "It is more certain than it has a right to be.",
@@ -92,27 +92,44 @@ SURE, FAIR, SHY = interval(0.02, 0.01, 0.03), interval(0.002, -0.01, 0.01), inte
     ],
 )
 def test_what_is_good_and_what_is_a_warning(kept: Any, over: Any, tone: str, said: str) -> None:
-    shown = note(blocks(changed(quality__models__distilled__retention=kept, calibration__models__distilled__overconfidence=over), {}))
+    shown = note(blocks(changed(quality__models__distilled__retention=kept, calibration__models__distilled__overconfidence=over)))
     assert shown.tone == tone
     assert shown.text.endswith(said)
 
 
+@pytest.mark.parametrize(
+    ("gained", "tone", "said", "tile"),
+    [
+        (interval(0.123, 0.1, 0.15), "good", "Trained alone it is 12.3 points (10.0 – 15.0) worse.", ("+12.3", "+10.0 – +15.0")),
+        (interval(0.01, -0.01, 0.03), "good", "It is not clearly better than the same student trained alone.", ("+1.0", "−1.0 – +3.0")),
+        (interval(-0.2, -0.25, -0.1), "warning", "Trained alone it is better, by 20.0 points (10.0 – 25.0).", ("−20.0", "−25.0 – −10.0")),
+    ],
+)
+def test_what_the_teacher_was_good_for(gained: Any, tone: str, said: str, tile: tuple[str, str]) -> None:
+    figures = changed(quality__models__distilled__retention=NEARLY_ALL, calibration__models__distilled__overconfidence=FAIR)
+    figures["quality"]["over_alone"] = gained
+    shown = blocks(figures)
+    assert note(shown).tone == tone
+    assert said in note(shown).text
+    assert tiles(shown)["distilling"] == (tile[0], f"{tile[1]} · points over the same student alone")
+
+
 def test_what_was_not_measured_is_left_out_and_the_reason_said_once() -> None:
     why = {"missing": "there is no teacher"}
-    shown = blocks(changed(quality__models__distilled__retention=why, quality__gap_closed=why, fidelity=why, cost__ratios=why), {})
+    shown = blocks(changed(quality__models__distilled__retention=why, quality__gap_closed=why, fidelity=why, cost__ratios=why))
     assert note(shown).text == "How the student compares with a teacher is not known. It is more certain than it has a right to be."
     assert list(tiles(shown)) == ["calibration"]
     assert missing(shown) == [("Accuracy kept, gap closed, size, speed, agreement", "there is no teacher")]
 
 
 def test_cost_alone_makes_a_sentence() -> None:
-    shown = blocks({"cost": SECTIONS["cost"]}, {})
+    shown = blocks({"cost": SECTIONS["cost"]})
     assert note(shown).text == "The student has 11 % of the teacher's size and 6.6× the teacher's speed."
     assert list(tiles(shown)) == ["size", "speed"]
 
 
 def test_nothing_at_all_makes_a_sentence_too() -> None:
-    assert blocks({}, {}) == [Note("How the student compares with a teacher is not known.")]
+    assert blocks({}) == [Note("How the student compares with a teacher is not known.")]
 
 
 def test_figures_are_found_by_their_keys() -> None:

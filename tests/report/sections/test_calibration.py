@@ -84,6 +84,9 @@ def test_figures_are_those_of_the_libraries(both: Any) -> None:
         assert found["brier"]["value"] == pytest.approx(brier_score_loss(labels, probs.numpy(), scale_by_half=False))
         expected = multiclass_calibration_error(probs, torch.from_numpy(labels), num_classes=V, n_bins=15)
         assert found["ece"]["value"] == pytest.approx(expected.item(), rel=1e-5)
+        order = np.argsort(probs.amax(-1).numpy())  # 15 bins of 200 positions
+        gaps = (probs.amax(-1).numpy() - (probs.argmax(-1).numpy() == labels))[order].reshape(15, 200)
+        assert found["adaptive_ece"]["value"] == pytest.approx(np.abs(gaps.mean(1)).mean())
         assert found["accuracy"]["value"] == pytest.approx((probs.argmax(-1).numpy() == labels).mean())
         gap = given.observed.resampler.difference(said.confidence, said.correct(labels).astype(float))
         assert found["overconfidence"] == pytest.approx(gap.as_dict())
@@ -136,6 +139,13 @@ def test_a_student_no_more_so_than_its_teacher_is_no_warning() -> None:
     assert note.text.endswith("Its teacher is no less so.")
 
 
+def test_more_than_the_teacher_is_said_only_where_it_is_no_chance(both: Any) -> None:
+    _, figures, _ = both
+    maybe = {"value": 0.002, "low": -0.01, "high": 0.014}
+    note = verdict(Calibration().blocks(figures | {"beside_teacher": figures["beside_teacher"] | {"overconfidence": maybe}}))
+    assert (note.tone, note.text.endswith("Its teacher is no less so.")) == ("plain", True)
+
+
 def test_a_cautious_student_is_called_so() -> None:
     figures, blocks = report(evidence({"teacher": 0.8, STUDENT: 0.5}))
     under = -100 * figures["models"][STUDENT]["overconfidence"]["value"]
@@ -185,6 +195,17 @@ def test_points_of_the_picture_are_the_bins(both: Any) -> None:
     assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
     for bar, each in zip(axes.patches, figures["models"][STUDENT]["reliability"], strict=True):
         assert bar.get_x() - 0.01 <= each["confidence"] <= bar.get_x() + bar.get_width() + 0.01
+
+
+def test_bins_of_few_positions_are_no_points(both: Any) -> None:
+    _, figures, _ = both
+    figures = json.loads(json.dumps(figures))
+    bins = figures["models"][STUDENT]["reliability"]
+    bins[-1]["count"], bins[-2]["count"] = 9, 10
+    axes = next(block for block in Calibration().blocks(figures) if isinstance(block, Picture)).figure.axes[1]
+    drawn = list(axes.lines[-1].get_xdata())
+    assert bins[-1]["confidence"] not in drawn
+    assert bins[-2]["confidence"] in drawn
 
 
 def test_widths_are_compared(both: Any) -> None:

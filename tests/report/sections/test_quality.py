@@ -109,6 +109,17 @@ def test_a_student_no_better_than_alone_is_a_warning() -> None:
     assert "not clearly better" in note.text
 
 
+def test_a_teacher_that_did_harm_is_told_first() -> None:
+    labels = random(0, rows=200)[1]
+    shares = {"teacher": 0.6, "student alone": 0.9, "student distilled": 0.7}
+    found = Quality().figures(evidence({name: right(share, labels) for name, share in shares.items()}, labels))
+    assert found["over_alone"]["value"] == pytest.approx(-0.2)
+    note, *_ = of(Note, shown(found))
+    assert note.tone == "warning"
+    assert "trained alone is right in 20.0 % (" in note.text
+    assert note.text.endswith("the teacher did harm.")
+
+
 def test_without_a_student_alone_the_gap_starts_before_training() -> None:
     labels = random(0, rows=200)[1]
     shares = {"teacher": 0.9, "student before": 0.25, "student distilled": 0.8}

@@ -107,7 +107,7 @@ def test_what_is_missing_is_said_once_for_each_reason():
     missing = [block for block in blocks if isinstance(block, Missing)]
     assert missing == [Missing("the teacher: attack in one step (FGSM), attack in 3 steps (PGD)", "its weights are quantised")]
     grid = next(block for block in blocks if isinstance(block, Grid))
-    assert next(row for row in grid.rows if row[0] == "PGD, ε = 0.1")[1:] == ["", "40.0 % (35.0 – 45.0)", ""]
+    assert next(row for row in grid.rows if row[0] == "PGD, ε = 0.2")[1:] == ["", "40.0 % (35.0 – 45.0)", ""]
     assert "The margin is an upper bound: so it is." in grid.caption
 
 

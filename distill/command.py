@@ -28,9 +28,9 @@ from distill.export.subjects import exported
 from distill.lookup import find_config
 from distill.module import DistillModule
 from distill.report import whole
-from distill.report.dry_run import DryRun, memory
 from distill.report.gather import Models, evidence, name_of
 from distill.report.run import Run
+from distill.report.sources.dry_run import DryRun, memory
 from distill.types import ConfigError, DistillError, TrainingError
 from distill.usage import explain, place
 

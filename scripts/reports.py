@@ -65,7 +65,16 @@ def bert() -> None:
     data = [f"--data.{key}={value}" for key, value in texts(folder).items()] + [f"--data.max_length={LENGTH}"]
     teacher = ["--model.teacher.model=runs/teacher_packages/student", f"--model.teacher.recipe={folder / 'teacher.yaml'}"]
     student = ["--model.student=FromConfig", f"--model.student.config={json.dumps(STUDENT)}", "--model.optimizer.lr=1e-3"]
-    fit("bert", "--config", "kd_bert.yaml", "--baseline=true", f"--model.losses.relations.relation_heads={RELATION_HEADS}", *data, *teacher, *student)
+    fit(
+        "bert",
+        "--config",
+        "kd_bert.yaml",
+        "--baseline=true",
+        f"--model.losses.relations.relation_heads={RELATION_HEADS}",
+        *data,
+        *teacher,
+        *student,
+    )
 
 
 def qat() -> None:

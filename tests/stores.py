@@ -1,4 +1,4 @@
-"""Stores of the tiny pair's teacher, written by `distill.report.caching` as the verb does."""
+"""Stores of the tiny pair's teacher, written by `distill.report.sources.caching` as the verb does."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from distill.data.base import DistillData
 from distill.losses.hard import CrossEntropy
 from distill.module import DistillModule
-from distill.report import caching
+from distill.report.sources import caching
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.online import OnlineTeacher
 from tests import pair

@@ -11,7 +11,8 @@ from distill.advise.decide import decide, shown
 from distill.advise.forms import Forms, Measured
 from distill.advise.known import STUDENTS
 from distill.advise.parts import Advice, Budget, Figure, Situation, Target
-from distill.report import cost, tables
+from distill.report import tables
+from distill.report.costs import cost
 from distill.report.files import write_json, write_text
 from distill.types import ConfigError
 

@@ -21,8 +21,8 @@ from distill.compress.families import family_of
 from distill.compress.structured import head_dim
 from distill.export.base import Format, Source
 from distill.export.driver import all_formats
-from distill.report import cost
-from distill.report.served import logits_of
+from distill.report.costs import cost
+from distill.report.costs.served import logits_of
 from distill.students.sizes import sizes_of, smaller_config
 from distill.tasks import Task
 from distill.types import Batch, DistillError

@@ -13,8 +13,8 @@ from distill import hub
 from distill.advise.blocks import random_batch
 from distill.advise.parts import Figure
 from distill.advise.shapes import Weights, on_meta, weights_of
-from distill.report import cost
-from distill.report.served import logits_of
+from distill.report.costs import cost
+from distill.report.costs.served import logits_of
 from distill.tasks import CausalLM, SequenceClassification, Task
 from distill.types import ConfigError
 

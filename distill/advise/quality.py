@@ -14,7 +14,7 @@ from distill import hub
 from distill.advise.parts import Loss
 from distill.compress.ptq import ptq
 from distill.export.compare import compare
-from distill.report.served import logits_of
+from distill.report.costs.served import logits_of
 from distill.tasks import Task
 from distill.types import Batch, ConfigError, DataError
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.compress.factors import shapes
 from distill.export.grid import Grid
-from distill.report.served import inputs_of
+from distill.report.costs.served import inputs_of
 from distill.tasks import Task
 from distill.types import Batch, ConfigError, DistillError
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.export.base import Run
-from distill.report.served import inputs_of
+from distill.report.costs.served import inputs_of
 from distill.types import Batch
 
 # of the constant's KL: a squared error of half the variance, for small differences of logits

@@ -17,9 +17,10 @@ from distill.export.driver import all_formats
 from distill.export.subjects import exports_in
 from distill.losses.measure import measure
 from distill.module import DistillModule
-from distill.report import cost, tables
+from distill.report import tables
+from distill.report.costs import cost
+from distill.report.costs.served import logits_of
 from distill.report.files import write_json
-from distill.report.served import logits_of
 from distill.teachers.online import OnlineTeacher
 from distill.teachers.several import teachers_of
 from distill.types import Batch, ConfigError, Outputs

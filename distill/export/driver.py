@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from distill.export.base import ExportError, Format, Source
 from distill.export.compare import Gap, compare
 from distill.report import tables
+from distill.report.costs.served import logits_of
 from distill.report.files import write_folder
-from distill.report.served import logits_of
 from distill.types import ConfigError
 
 ROOM = 1 << 16  # bytes that are free on a disk that is not full

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from distill.export.base import Format, Run, Source, need, refuse_factors
 from distill.export.gguf_tokens import Vocabulary, vocabulary
 from distill.export.grid import Grid
-from distill.report.served import logits_of
+from distill.report.costs.served import logits_of
 from distill.tasks import CausalLM, Task
 from distill.types import ConfigError
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from distill.compress.integers import RECORD, recorded
 from distill.export.base import Format, Run, Source
 from distill.export.grid import grids_of
-from distill.report.served import logits_of
+from distill.report.costs.served import logits_of
 from distill.tasks import Task
 from distill.types import DataError
 

@@ -14,7 +14,7 @@ import torch
 from distill.export.base import ExportError, Format, Run, Source, need
 from distill.export.onnx_weights import carry, embeddings_to_int8, find, layers_of, to_blocks
 from distill.export.served import arrays_of
-from distill.report.served import Served
+from distill.report.costs.served import Served
 from distill.tasks import Task
 
 FILE = "model.onnx"

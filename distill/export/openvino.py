@@ -15,7 +15,7 @@ import torch
 from distill.export.base import ExportError, Format, Run, Source, need
 from distill.export.grid import Grid
 from distill.export.served import arrays_of
-from distill.report.served import Served
+from distill.report.costs.served import Served
 from distill.tasks import Task
 
 FILE = "model.xml"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distill.report.served import inputs_of
+from distill.report.costs.served import inputs_of
 from distill.types import Batch
 
 

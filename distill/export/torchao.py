@@ -11,7 +11,7 @@ from torch import nn
 from distill.compress.select import linears
 from distill.export.base import Format, Run, Source, need, refuse_factors
 from distill.export.grid import Grid
-from distill.report.served import logits_of
+from distill.report.costs.served import logits_of
 from distill.tasks import Task
 from distill.types import ConfigError
 

@@ -14,8 +14,8 @@ from torch import nn
 from distill.data.base import DistillData
 from distill.data.loader import EvalLoader
 from distill.module import DistillModule
-from distill.report import series
 from distill.report.evidence import ALONE, BEFORE, TEACHER, Evidence, Subject
+from distill.report.history import series
 from distill.report.observe import observe
 from distill.report.student import deployed
 from distill.students.lora import merged
@@ -175,4 +175,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"report: '{path}' is no JSON: {error}") from error
     return read
-

@@ -13,7 +13,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from distill import cluster, folders
 from distill.module import DistillModule
-from distill.report import caching
+from distill.report.sources import caching
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.store import read_header, verify

@@ -8,8 +8,9 @@ from distill import folders
 from distill.command import REPORT_ROWS, Parser
 from distill.export.subjects import exported
 from distill.module import DistillModule
-from distill.report import compare, whole
+from distill.report import whole
 from distill.report.gather import Models, evidence, name_of
+from distill.report.runs import compare
 from distill.report.student import trained
 from distill.types import ConfigError
 from distill.verb import WithModels

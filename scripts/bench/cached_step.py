@@ -34,7 +34,7 @@ from distill.losses.base import Term
 from distill.losses.divergence import ForwardKL
 from distill.losses.hard import CrossEntropy
 from distill.module import DistillModule
-from distill.report import caching
+from distill.report.sources import caching
 from distill.students.load import FromConfig
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher

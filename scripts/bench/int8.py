@@ -23,7 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from distill.export.base import Run, Source
 from distill.export.driver import Exported, export, parse
-from distill.report.served import logits_of
+from distill.report.costs.served import logits_of
 from distill.tasks import SequenceClassification
 from distill.types import Batch
 

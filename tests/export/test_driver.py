@@ -16,7 +16,7 @@ from distill.export.base import ExportError, Format, Run, Source, need
 from distill.export.compare import compare
 from distill.export.driver import export, parse
 from distill.export.grid import grids_of
-from distill.report.served import inputs_of, logits_of
+from distill.report.costs.served import inputs_of, logits_of
 from distill.tasks import Task
 from distill.types import ConfigError
 from tests.disk import disk

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distill.export import onnx as ours
 from distill.export.compare import compare
 from distill.export.driver import export, parse
-from distill.report.served import logits_of
+from distill.report.costs.served import logits_of
 from distill.types import DistillError
 from tests.disk import disk
 from tests.export.sources import batches, bert, llama, mixed, source

@@ -14,7 +14,7 @@ from distill.compress.ptq import ptq
 from distill.export import openvino as ours
 from distill.export.compare import compare
 from distill.export.driver import export, parse
-from distill.report.served import logits_of
+from distill.report.costs.served import logits_of
 from distill.types import DistillError
 from tests.disk import disk
 from tests.export.sources import batches, bert, llama, low_rank, source

@@ -5,7 +5,7 @@ import pytest
 
 from distill.report import rows
 from distill.types import DataError
-from tests.report.runs import observed
+from tests.report.made import observed
 
 
 def test_there_and_back_sums_a_row_at_a_time(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from distill.data.classification import ClassificationData
 from distill.losses.divergence import ForwardKL, ReverseKL
 from distill.losses.features import HiddenMSE
 from distill.losses.hard import CrossEntropy
-from distill.report import caching
+from distill.report.sources import caching
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.online import OnlineTeacher

@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from distill.metrics.calibration import BINS, equal_width
-from distill.report import calibration
 from distill.report.evidence import TEACHER, Evidence
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
 from distill.report.page.words import number, percent
+from distill.report.probes import calibration
 from distill.report.sections.base import Section
 
 FEW = 10  # positions: a bin with fewer is not drawn

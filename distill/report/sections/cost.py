@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from distill import hub
-from distill.report import served, tradeoff
-from distill.report.cost import Candidate, Clocked, clock, cost_of
+from distill.report.costs import served, tradeoff
+from distill.report.costs.cost import Candidate, Clocked, clock, cost_of
 from distill.report.evidence import BEFORE, TEACHER, Evidence, NotMeasured, Observed, Subject
 from distill.report.intervals import interval
 from distill.report.page import plots

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distill.metrics.fidelity import of_mistakes
-from distill.report import drafting, where_kl
 from distill.report.evidence import TEACHER, Evidence, Observed
 from distill.report.intervals import interval, only
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Grid, Missing, Note
 from distill.report.page.words import number, percent
+from distill.report.probes import drafting, where_kl
 from distill.report.sections.base import Section
 from distill.tasks import CausalLM
 

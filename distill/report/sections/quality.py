@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill.report import by_class
 from distill.report.evidence import ALONE, BEFORE, TEACHER, Evidence, Floats, Observed
 from distill.report.intervals import interval
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Fold, Grid, Missing, Note, Picture
 from distill.report.page.words import count, number, percent
+from distill.report.probes import by_class
 from distill.report.sections.base import Section
 from distill.tasks import CausalLM
 

@@ -10,7 +10,7 @@ from distill.report.evidence import TEACHER, Evidence
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
 from distill.report.page.words import percent
-from distill.report.robustness import PGD_STEPS, measure
+from distill.report.probes.robustness import PGD_STEPS, measure
 from distill.report.sections.base import Section
 
 CALLED = {

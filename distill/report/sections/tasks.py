@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from distill.metrics.answers import exact_match, final_answer
 from distill.metrics.bootstrap import Resampler
-from distill.report import generate, harness
 from distill.report.evidence import TEACHER, Evidence, NotMeasured
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
 from distill.report.page.words import number, percent
+from distill.report.probes import generate, harness
 from distill.report.sections.base import Section
 from distill.types import DataError
 

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from distill.report import curves, served
-from distill.report.convergence import ending, pull, voices
+from distill.report.costs import served
 from distill.report.evidence import TEACHER, Evidence
+from distill.report.history import curves
+from distill.report.history.convergence import ending, pull, voices
+from distill.report.history.series import Series, as_lists, restarts, series, step_seconds
 from distill.report.page.blocks import Block, Grid, Missing, Note
 from distill.report.page.words import number, percent, size
 from distill.report.sections.base import Section
-from distill.report.series import Series, as_lists, restarts, series, step_seconds
 
 TIMES = 3  # that the teacher is asked to know its seconds
 

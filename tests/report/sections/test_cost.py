@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from distill.report.cost import Clocked, bytes_of
+from distill.report.costs.cost import Clocked, bytes_of
 from distill.report.evidence import Evidence, NotMeasured, Subject
 from distill.report.page.blocks import Grid, Missing, Note, Picture
 from distill.report.sections import cost
 from distill.report.sections.cost import Cost
 from distill.types import MixedTarget, Outputs, SparseTarget
-from tests.report import runs
+from tests.report import made as runs
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from distill.report.page.blocks import Fold, Grid, Missing
 from distill.report.sections.provenance import Provenance, again
-from tests.report import runs
+from tests.report import made as runs
 
 
 def test_hashes_files_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

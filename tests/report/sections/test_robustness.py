@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from distill.report.page.blocks import Grid, Missing, Note, Picture
-from distill.report.robustness import STRENGTHS
+from distill.report.probes.robustness import STRENGTHS
 from distill.report.sections import all_sections
 from distill.report.sections.robustness import Robustness, sentence
 from tests import models

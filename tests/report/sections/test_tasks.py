@@ -5,16 +5,16 @@ import datasets
 import pytest
 import torch
 
-from distill.report import harness
 from distill.report.evidence import NotMeasured
-from distill.report.harness import Score
 from distill.report.page.blocks import Grid, Missing, Note, Picture
+from distill.report.probes import harness
+from distill.report.probes.harness import Score
 from distill.report.sections import all_sections, tasks
 from distill.report.sections.tasks import Tasks
 from distill.tasks import SequenceClassification
 from tests import models
 from tests.report.disturbed import evidence, rows, texts
-from tests.report.test_harness import CHOICE
+from tests.report.probes.test_harness import CHOICE
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from distill.report.page.blocks import Grid, Missing, Note, Picture
 from distill.report.sections.training import Training
 from distill.types import SparseTarget
-from tests.report import runs
+from tests.report import made as runs
 
 
 def test_what_was_logged_is_there(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a model costs where it is served."""

@@ -1,0 +1,1 @@
+"""What the log of a run tells: series, curves, whether it converged."""

@@ -191,7 +191,7 @@ class DistillModule(Pair):
     def _after_step(self, optimizer: Any) -> None:
         """Log the means over the global batch and tell the balancer; of a step that was skipped only that it was."""
         window, self._window = self._window, Window()
-        share = self.stopwatch.stop()
+        self.teacher_share = self.stopwatch.stop()
         strategy = self.trainer.strategy
         norm = strategy.gradient_norm() if isinstance(strategy, KeepsGradients) else self._norm
         means, measured = window.measured(list(self.terms), summed)
@@ -201,7 +201,6 @@ class DistillModule(Pair):
         self.log_dict({f"train/{name}": value for name, value in means.items()}, prog_bar=True)
         if self._logs_now():  # each figure costs about a millisecond, whether a logger takes it or not
             figures = {"train/grad_norm": norm, "train/skipped_steps": float(self.skipped_steps), "train/lr": self._lr(optimizer)}
-            figures |= {} if share is None else {"train/teacher_share": share}
             self.log_dict(figures | objective.figures(self.terms, self.balancer.weights(list(self.terms)), measured))
         if skipped:
             return

@@ -48,6 +48,7 @@ class Pair(pl.LightningModule):
         self.size: dict[str, Any] = {}  # of the student, see `hub.describe`
         self.expected: dict[str, Any] = {}
         self.stopwatch = Stopwatch()
+        self.teacher_share: float | None = None  # of the last step, where it was one that is logged
         objective.check(self.terms, with_teacher=teacher is not None)
 
     @property

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from distill.pair import Pair
 from distill.types import Batch
 
 
@@ -80,7 +81,8 @@ def _mend(path: Path) -> float:
 
 
 class Throughput(pl.Callback):
-    """Log `tokens_per_s`: non-padding input positions per second of training, of all ranks together.
+    """Log `tokens_per_s`: non-padding input positions per second of training, of all ranks together; and `teacher_share`, the part of the
+    step at hand that the teacher's forward pass took.
 
     `(sum of attention_mask, or of input positions where the batch has no mask) · world_size / seconds`, over the optimizer steps
     between two logs (`trainer.log_every_n_steps`), validation excluded. The other ranks are taken to be as fast as this one,
@@ -117,4 +119,6 @@ class Throughput(pl.Callback):
         tokens = int(self._tokens)  # waits for the device, so the clock is read after the step's work, not after its launch
         now = time.perf_counter()
         pl_module.log("tokens_per_s", tokens * trainer.world_size / (now - self._since), prog_bar=True)
+        if isinstance(pl_module, Pair) and pl_module.teacher_share is not None:
+            pl_module.log("teacher_share", pl_module.teacher_share)
         self._tokens, self._since = 0, now

@@ -76,7 +76,7 @@ def teacher_share(evidence: Evidence, speed: Series | None) -> dict[str, Any]:
     Of a run that did not log it an estimate: its seconds for a token now, on held-out rows, times the tokens a second of training; right
     if the run was one process on this machine.
     """
-    if (logged := series(evidence.log).get("train/teacher_share")) is not None:
+    if (logged := series(evidence.log).get("teacher_share")) is not None:
         return {"value": _second_half(logged), "estimate": False}
     subject = evidence.subjects.get(TEACHER)
     if subject is None or speed is None or not len(speed.finite.steps):

@@ -25,7 +25,7 @@ distill: train a small student from a frozen teacher. One YAML, one command.
   python train.py cache  --config kd_llama_cached.yaml   the targets of a teacher to disk, once; trained without it
   python train.py serve  --config kd_llama.yaml          the teacher, for students in other processes
   python train.py report --config runs/NAME/config.yaml  what the student kept and lost; `report runs/A runs/B` compares
-  python train.py advise --teacher MODEL --target size --budget "30 MB"      what to do with a model, before training
+  python train.py advise --teacher MODEL --target size --budget "30 MB"   what to do with a model, before training
   python train.py fit --help                             every key there is
 
 A bare config name is looked up here, then in configs/. Any key of the YAML can be given on the command line:
@@ -46,7 +46,7 @@ A bare config name is looked up here, then in configs/. Any key of the YAML can 
 
   --name NAME        the run's folder, runs/NAME (default: the config's name and the time); never overwritten
   --ckpt_path last   go on where runs/NAME stopped (with --name NAME or --config runs/NAME/config.yaml)
-  --save_every 100   optimizer steps between checkpoints; --keep 2 of them stay; --save_async true: while training goes on
+  --save_every 100   optimizer steps between checkpoints; --keep 2 of them stay; --save_async true: beside training
   --logger wandb     track in Weights & Biases, offline where there is no key or network; metrics.jsonl is always there
   --baseline true    also train the same student alone, same initialisation, data order and steps, for the table
   --alone true       train only that student alone, without the teacher

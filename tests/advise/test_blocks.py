@@ -1,6 +1,7 @@
 """Two layers in every runtime: what is timed, what is missing and why."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,3 +71,11 @@ def test_zeros_are_ninety_percent_of_every_linear(tmp_path: Path) -> None:
     weight = zeroed.model.layers[0].mlp.up_proj.weight
     assert float((weight == 0).float().mean()) == pytest.approx(0.9, abs=0.02)
     assert not (model.model.layers[0].mlp.up_proj.weight == 0).any()
+
+
+def test_a_layer_is_half_of_two_and_the_whole_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = teacher(tmp_path)
+    monkeypatch.setattr(blocks, "EXPORTS", ())
+    monkeypatch.setattr(blocks.cost, "measure", lambda candidates, *_: {name: SimpleNamespace(latency_ms=8.0) for name in candidates})
+    found, _ = blocks.measure(t.task, t.config, 8, "cpu", lambda batch: torch.zeros(()))
+    assert found == {"fp32": 4.0, "bf16": 4.0, "90 % zeros": 4.0, "half the neurons": 4.0, "whole": 8.0}

@@ -88,6 +88,8 @@ def test_four_bits_are_healed_only_where_there_is_time() -> None:
     assert [step.form.name for step in decide(situation("size", 15, 2)).steps] == ["int4", "QAT int4"]
     assert [step.form.name for step in decide(situation("size", 15, 1.9)).steps] == ["int4"]
     assert [step.form.name for step in decide(situation("size", 26)).steps] == ["int8"]
+    other_first = (*FORMS[:4], FORMS[5], FORMS[4])
+    assert [step.form.name for step in decide(situation("size", 15, forms=other_first)).steps] == ["int4", "QAT int4"]
 
 
 def test_too_short_says_how_long_it_takes_and_what_there_is_time_for() -> None:

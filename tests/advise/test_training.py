@@ -31,6 +31,8 @@ def test_hours_grow_with_tokens_and_fall_with_the_rate(tmp_path: Path) -> None:
     one = training.hours(t.task, shape, shape, 10**6, 32, Figure(1e9, True, "x"))
     assert training.hours(t.task, shape, shape, 3 * 10**6, 32, Figure(1e9, True, "x")).value == pytest.approx(3 * one.value)
     assert training.hours(t.task, shape, shape, 10**6, 32, Figure(4e9, True, "x")).value == pytest.approx(one.value / 4)
+    flops = 4 * (2 * t.weights.parameters + 4 * 4 * 64 * 32 / 2)  # a token: both forward, the student twice that backward
+    assert one.value == pytest.approx(10**6 * flops / 1e9 / 3600)
     assert not one.measured
 
 

@@ -88,10 +88,10 @@ def qat() -> None:
 
 def fit(name: str, *args: str) -> None:
     """Train, unless the run is there; its report at the end is timed."""
-    if Path(f"runs/report-{name}/report.html").is_file():
-        return
-    run("fit", *args, f"--name=report-{name}", "--report_rows=0")
-    report(f"runs/report-{name}/config.yaml")
+    if not Path(f"runs/report-{name}/report.json").is_file():
+        run("fit", *args, f"--name=report-{name}", "--report_rows=0")
+    if not Path(f"runs/report-{name}/report.html").is_file():
+        report(f"runs/report-{name}/config.yaml")
 
 
 def report(config: str) -> None:

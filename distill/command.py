@@ -1,6 +1,7 @@
 """The command behind the command line: LightningCLI, with one folder a run, a baseline, and a teacher's recipe that runs first."""
 
 import logging
+import signal
 import sys
 import traceback
 import warnings
@@ -13,7 +14,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from distill import checkpoints, cluster, folders, slurm
+from distill import checkpoints, cluster, folders, signals, slurm
 from distill.callbacks.checkpoint import Checkpoints
 from distill.callbacks.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
 from distill.callbacks.memory import OutOfMemory, is_out_of_memory
@@ -151,6 +152,9 @@ class Command(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint alone: Lightning would read all of it for settings, which ours do not have, and fail on one that is none."""
+
     def before_instantiate_classes(self) -> None:
         """Name the run, and find the checkpoint that `last` means."""
         config = self.config[self.subcommand]
@@ -256,9 +260,25 @@ class Command(LightningCLI):
         nothing_held_out = self.datamodule.val_set is None or not self.trainer.limit_val_batches
         if config.dry_run or not config.report_rows or nothing_held_out or not self.trainer.is_global_zero:
             return
+        again = f"write it with: python train.py report {self.folder}"
+        try:
+            with signals.at_once():
+                self._report(config)
+        except signals.Stopped as stop:
+            came = signal.Signals(int(stop.code or 0) - 128)
+            print(f"The run is complete; its report was stopped by {came.name}, {again}", file=sys.stderr, flush=True)
+            if came == signal.SIGINT:  # after any other the run has all that it needs, and is not to be queued again
+                raise
+        except Exception as error:  # the run is done and safe
+            if not isinstance(error, DistillError | OSError):  # a disk that is full says all there is to say
+                traceback.print_exc(file=sys.stderr)
+            print(f"The run is complete, its report is not: {error}. Once that is mended {again}", file=sys.stderr, flush=True)
+
+    def _report(self, config: Any) -> None:
         models = Models(self.model, self.folder, self.trainer.strategy.root_device)
         models.add_all(name_of(self.model))
-        found = evidence(models, name_of(self.model), config.report_rows, exported(self.folder, models.task))
+        exports = exported(self.folder, models.task, models.absent)
+        found = evidence(models, name_of(self.model), config.report_rows, exports)
         print(f"The report is {whole.write(found, wandb=config.wandb_project if config.logger == 'wandb' else None)}")
 
     def _make_teacher(self, recipe: str) -> None:

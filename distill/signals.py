@@ -54,6 +54,31 @@ def noted() -> Iterator[None]:
         _pid = 0
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Within the block, and within `noted`, a signal ends what is done there by `Stopped`; one that was noted before does so at its start.
+
+    For what follows training and can be done again later: there is no step whose end is to be waited for.
+    """
+    if _first:
+        raise Stopped(128 + _first)
+    wakeup = signal.set_wakeup_fd(-1)  # else the thread promises a checkpoint
+    before: dict[int, Any] = {number: signal.signal(number, _stop) for number in NOTED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Note the signal, for a run that this one is a part of, and leave."""
+    global _first
+    _first = number
+    raise Stopped(128 + number)
+
+
 def _wait_for_the_thread(number: int, frame: Any) -> None:
     """Do nothing: that there is a handler makes Python write to the pipe."""
 

@@ -115,7 +115,7 @@ def table(rows: dict[str, dict[str, Any]], batch: int, unit: str) -> Table:
             name,
             f"{row['loss']:.4f}",
             f"{row['accuracy']:.1%}",
-            "" if row["parameters"] is None else f"{row['nonzero'] / 1e6:.2f}M" + ("*" if row["nonzero"] < row["parameters"] else ""),
+            "" if row["nonzero"] is None else f"{row['nonzero'] / 1e6:.2f}M" + ("*" if row["nonzero"] < row["parameters"] else ""),
             "" if row["disk_bytes"] is None else f"{row['disk_bytes'] / 1e6:.2f}",
             f"{row['latency_ms']:.2f}",
             f"{row['latency_p95_ms']:.2f}",

@@ -18,18 +18,23 @@ def exports_in(folder: Path) -> dict[str, tuple[str, str]]:
     return {f"{name}-{precision}": (name, precision) for name, _, precision in found if name in all_formats()}
 
 
-def exported(folder: Path, task: Task) -> dict[str, Subject]:
+def exported(folder: Path, task: Task, absent: dict[str, str]) -> dict[str, Subject]:
     """Load the exports of a run, each with the runtime that it is for, on the CPU.
 
     Args:
         folder: of the run.
         task: what they are for.
+        absent: is told of those that cannot be loaded, and why: their files are damaged, or what runs them is not installed.
     """
-    formats, home = all_formats(), folder / "export"
-    return {
-        place: Subject(partial(_outputs, formats[name](precision).load(home / place, task)), None, home / place)
-        for place, (name, precision) in exports_in(home).items()
-    }
+    formats, home, found = all_formats(), folder / "export", {}
+    for place, (name, precision) in exports_in(home).items():
+        try:
+            run = formats[name](precision).load(home / place, task)
+        except Exception as error:  # of any runtime's own kind
+            absent[place] = f"it cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        else:
+            found[place] = Subject(partial(_outputs, run), None, home / place)
+    return found
 
 
 def _outputs(run: Run, batch: Batch) -> Outputs:

@@ -107,6 +107,18 @@ class Resampler:
         """The mean of a column over the positions, those that are NaN left out: `Σ_r w_r S_r / Σ_r w_r n_r`."""
         return self._where(column).interval(*self.means(column))
 
+    def share(self, column: Floats) -> Interval:
+        """The mean of a column within [0, 1]; where all positions agree on 0 or 1, which no resample doubts, an exact interval.
+
+        Of R rows that all agree the share of such rows may be as low as `0.025^(1/R)` (Clopper & Pearson, 1934).
+        """
+        there = self._where(column)
+        ends = column[~np.isnan(column)]
+        if len(ends) and ends[0] in (0.0, 1.0) and (ends == ends[0]).all():
+            value, reach = float(ends[0]), there._unseen()
+            return Interval(1.0, 1 - reach, 1.0) if value else Interval(0.0, 0.0, reach)
+        return there.interval(*self.means(column))
+
     def means(self, column: Floats) -> tuple[float, Floats]:
         """The mean of a column, and the same in every resample, `[resamples]`; positions that are NaN are left out.
 
@@ -120,8 +132,16 @@ class Resampler:
         return float(column[there].mean()), _over(total, count)
 
     def difference(self, a: Floats, b: Floats) -> Interval:
-        """The mean of a − b, paired; positions at which either is NaN are left out."""
-        return self.mean(a - b)
+        """The mean of a − b, paired; positions at which either is NaN are left out.
+
+        Where shares differ by the same d everywhere, of R rows a share of up to r = `1 − 0.025^(1/R)` may be otherwise: `(1 − r) d ± r`.
+        """
+        gaps = a - b
+        known = gaps[~np.isnan(gaps)]
+        if _shares(a, b) and (known == known[0]).all():
+            value, reach = float(known[0]), self._where(gaps)._unseen()
+            return Interval(value, max(-1.0, (1 - reach) * value - reach), min(1.0, (1 - reach) * value + reach))
+        return self.mean(gaps)
 
     def ratio(self, a: Floats, b: Floats) -> Interval:
         """The mean of a over the mean of b, paired, e.g. retention; positions at which either is NaN are left out."""
@@ -129,6 +149,9 @@ class Resampler:
         above, below = pair.sum(axis=0)
         if below == 0:
             raise DataError("the figure that is divided by is 0, so that there is no ratio")
+        if _shares(a, b) and (above == 0 or (pair[:, 0] == pair[:, 1]).all()):  # of which no resample doubts
+            value, reach = float(above / below), self._where(a - b)._unseen() * np.count_nonzero(~np.isnan(a - b)) / below
+            return Interval(value, max(0.0, value - reach), value + float(reach))
         return self._where(a - b).interval(float(above / below), _over(*self.sums(pair).T))
 
     def interval(self, value: float, draws: Floats) -> Interval:
@@ -160,6 +183,10 @@ class Resampler:
     def _where(self, column: Floats) -> "Resampler":
         """Of the positions that are not NaN: only their rows tell how much rows differ."""
         return self.at(np.flatnonzero(~np.isnan(column)))
+
+    def _unseen(self) -> float:
+        """How large the share of rows may be of which R rows have shown none, `1 − 0.025^(1/R)`."""
+        return float(1 - 0.025 ** (1 / (self._freedom() + 1)))
 
     def _freedom(self) -> int:
         if self._filled < 2:
@@ -195,6 +222,12 @@ class Resampler:
             if keep:
                 blocks.append(block)
         self._kept.extend(blocks)
+
+
+def _shares(a: Floats, b: Floats) -> bool:
+    """Whether both are within [0, 1] wherever they are known, and somewhere are."""
+    known = np.stack([a, b])[:, ~np.isnan(a - b)]
+    return bool(known.size and (known >= 0).all() and (known <= 1).all())
 
 
 def _over(above: Floats, below: Floats) -> Floats:

@@ -149,4 +149,4 @@ def _interval(resampler: Resampler, parts: Iterable[tuple[Floats, Floats]]) -> I
         chance += np.abs(drawn - gaps).sum(axis=1)
     found = resampler.interval(value, mended)
     low = 0.0 if value <= np.quantile(chance, 0.975) else max(0.0, found.low)
-    return Interval(value, low, found.high)
+    return Interval(value, low, max(value, found.high))

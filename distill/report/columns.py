@@ -61,7 +61,7 @@ class Pen:
             teacher: what the teacher says, where there is one and it is not the model itself.
         """
         logp = said.logp().float()
-        y, probs, top = torch.from_numpy(self.labels[here]).to(logp.device), logp.exp(), _top(logp)
+        y, probs, top = torch.from_numpy(self.labels[here]).to(logp.device), logp.exp(), likeliest(logp)
         self.top[here] = top.cpu().numpy()
         self.alone[:, here] = _numpy(_alone(logp, probs, top, y))
         block = Block(logp, probs, logp.topk(self.top_k, sorted=False).indices)
@@ -102,7 +102,8 @@ class Pen:
         return Columns(nll, self.top, confidence, entropy, brier, against, self.logits, self.scaled)
 
 
-def _top(logp: Tensor) -> Tensor:
+def likeliest(logp: Tensor) -> Tensor:
+    """The class of the largest value of each row, the first of equals."""
     if logp.device.type != "cpu":
         return logp.argmax(-1)
     return torch.from_numpy(logp.numpy().argmax(-1))  # the same, the first of equals, in a tenth of the time

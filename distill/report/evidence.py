@@ -102,6 +102,7 @@ class Observed:
         top_k: k of `Against.overlap`.
         num_classes: V.
         of_rows: how many held-out rows there are; R ≤ of_rows were looked at.
+        tokens: a hash of those of the R rows, whatever batches they came in.
     """
 
     labels: Ints
@@ -111,6 +112,7 @@ class Observed:
     top_k: int
     num_classes: int
     of_rows: int
+    tokens: bytes = b""
 
     @cached_property
     def resampler(self) -> Resampler:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from distill.data.base import DistillData
@@ -20,6 +21,8 @@ from distill.report.observe import observe
 from distill.report.student import deployed
 from distill.students.lora import merged
 from distill.teachers.base import Teacher
+from distill.teachers.own import SelfTeacher
+from distill.teachers.several import teachers_of
 from distill.types import Batch, ConfigError
 
 
@@ -52,17 +55,26 @@ class Models:
             return
         teacher.setup(self.task, self.device, self._dtype())
         teacher.check(self.module.data.tokenizer, self.module.data.model_config())
-        model = next(iter(teacher.models()), None) if len(teacher.models()) == 1 else None
+        held = teacher.models()
+        model = held[0] if len(held) == 1 and len(teachers_of(teacher)) == 1 else None  # one of several would pass for all of them
         self.subjects[TEACHER] = Subject(teacher, model, Path(teacher.name) if Path(teacher.name).is_dir() else None)
 
     def add_before(self) -> None:
         """Make the student again as it was before training: it depends on the seed alone."""
         self.module.task, self.module.expected = self.task, self.module.data.model_config()
+        teacher = self.module.teacher
         try:
-            student = self.module.new_student(self._dtype())
+            with isolate_rng():
+                student = self.module.new_student(self._dtype())
         except ConfigError as error:
             self.absent[BEFORE] = str(error)
+            of_student = teacher is not None and any(isinstance(part, SelfTeacher) for part in teachers_of(teacher))
+            if of_student and TEACHER in self.subjects:
+                del self.subjects[TEACHER]
+                self.absent[TEACHER] = f"it is the student before training, which is not here: {error}"
             return
+        if teacher is not None and TEACHER in self.subjects:
+            teacher.beside(student.to(self.device))  # one that is the student without its adapters has no other here
         self.add(BEFORE, merged(student))
 
     def add_alone(self) -> None:
@@ -77,7 +89,10 @@ class Models:
         """Load the student that the run has left."""
         student = self.folder / "student"
         if not student.is_dir():
-            raise ConfigError(f"report: there is no student in '{student}'; train it first, and give --config runs/NAME/config.yaml")
+            raise ConfigError(
+                f"report: there is no student in '{student}'; the run has not finished, go on with --config "
+                f"{self.folder / 'config.yaml'} --ckpt_path last"
+            )
         self.add(name, self.task.load(str(student), "student", dtype=self._dtype()), student)
 
     def add_all(self, name: str, student: nn.Module | None = None) -> None:
@@ -171,7 +186,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"report: there is no '{path}'; the run has not finished, go on with --ckpt_path last") from None
+        raise ConfigError(
+            f"report: there is no '{path}'; the run has not finished, go on with --config {path.parent / 'config.yaml'} --ckpt_path last"
+        ) from None
     except ValueError as error:
-        raise ConfigError(f"report: '{path}' is no JSON: {error}") from error
+        raise ConfigError(
+            f"report: '{path}' is no JSON: {error}; the run writes it again with --config {path.parent / 'config.yaml'} --ckpt_path last"
+        ) from error
     return read

@@ -1,5 +1,6 @@
 """One pass over held-out rows for all models side by side: figures per position, and nothing of size `[N, V]`."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ from distill.report.evidence import TEACHER, Ints, Observed, Subject
 from distill.types import IGNORE_INDEX, Batch, DataError
 
 SAMPLE = 4096
-ELEMENTS = 2**23
+ELEMENTS = 2**22
 """Logits that are looked at more closely, of each model; a large vocabulary has fewer positions in the sample, at least 512."""
 
 
@@ -54,7 +55,8 @@ def observe(
         for batch in tqdm(batches, desc=f"Asking {len(subjects)} models", unit="batch", disable=None):
             start += _ask(subjects, pens, {name: value.to(device) for name, value in batch.items()}, num_classes, start)
     assert start == len(labels), "every position was asked about"
-    return Observed(labels, rows, sample, {name: pen.columns() for name, pen in pens.items()}, top_k, num_classes, of_rows)
+    columns = {name: pen.columns() for name, pen in pens.items()}
+    return Observed(labels, rows, sample, columns, top_k, num_classes, of_rows, _tokens(batches))
 
 
 def sample_size(num_classes: int) -> int:
@@ -79,6 +81,17 @@ def _positions(batches: Sequence[Batch]) -> tuple[Ints, Ints]:
         rows.append(start + valid.nonzero()[0])
         start += len(found)
     return np.concatenate(labels), np.concatenate(rows)
+
+
+def _tokens(batches: Sequence[Batch]) -> bytes:
+    """Hash the tokens row by row, without what pads them to the longest of their batch."""
+    found = hashlib.blake2b(digest_size=16)
+    for batch in batches:
+        ids = batch.get("input_ids", batch["labels"]).cpu()
+        mask = batch.get("attention_mask", torch.ones_like(ids)).cpu().bool()
+        for row, real in zip(ids, mask, strict=True):
+            found.update(np.ascontiguousarray(row[real].numpy(), "<i8").tobytes() + b"|")
+    return found.digest()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Rows:
     """Sums over the positions of each of R held-out rows.
 
     Attributes:
-        digest: of the labels, row by row: runs with the same were measured on the same rows.
+        digest: of tokens and labels, row by row: runs with the same were measured on the same rows.
         count: `[R]`, positions.
         sums: by model and figure of `FIGURES`, `[R]`: `nll` in nats, `correct` and `agreement` how many, `kl` to the teacher in nats at
             T = 1; of the teacher, and where there is none, no `kl` and no `agreement`.
@@ -33,8 +33,8 @@ class Rows:
 
     @property
     def single(self) -> bool:
-        """Whether every row is one position, as of a classifier."""
-        return bool((self.count == 1).all())
+        """Whether every row is one position, as of a classifier, or none, without a label."""
+        return bool((self.count <= 1).all())
 
 
 def path_in(folder: Path, suffix: str = "") -> Path:
@@ -58,8 +58,8 @@ def of(observed: Observed) -> Rows:
 
 
 def digest(observed: Observed) -> str:
-    """Hash which label is in which row: 16 hexadecimal digits."""
-    found = hashlib.blake2b(digest_size=8)
+    """Hash the tokens, and which label is in which row: 16 hexadecimal digits. Labels alone are alike where files are sorted by class."""
+    found = hashlib.blake2b(observed.tokens, digest_size=8)
     for part in (observed.labels, observed.rows):
         found.update(np.ascontiguousarray(part, "<i8").tobytes())
     return found.hexdigest()

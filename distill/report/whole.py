@@ -69,10 +69,19 @@ def told(report: Mapping[str, Any]) -> list[Chapter]:
 
 def facts(report: Mapping[str, Any]) -> dict[str, str]:
     """What the page is of, in a few words."""
-    return {"steps": f"{report['steps']:,}", "data": str(report["fingerprints"]["data"]), "distill": str(report["fingerprints"]["version"])}
+    # a run that noted nothing is looked at now, by the chapter on provenance
+    made = report.get("fingerprints") or report["sections"].get("provenance", {}).get("code", {})
+    return {"steps": f"{report['steps']:,}"} | {
+        "data" if key == "data" else "distill": str(made[key]) for key in ("data", "version") if key in made
+    }
 
 
 def _blocks(section: Section, figures: dict[str, Any]) -> list[Block]:
+    title = section.title.split(":")[0]
     if "missing" in figures:
-        return [Missing(section.title.split(":")[0], figures["missing"])]
-    return section.blocks(figures)
+        return [Missing(title, figures["missing"])]
+    try:
+        return section.blocks(figures)
+    except Exception as error:  # the figures are safe in report.json, and the other chapters are worth having
+        traceback.print_exc(file=sys.stderr)
+        return [Missing(title, f"its figures are in report.json, but could not be shown: {type(error).__name__}: {error}")]

@@ -227,3 +227,34 @@ def test_positions_taken_as_independent_would_cover_far_too_little() -> None:
             hits[name] += found.low <= 0.5 <= found.high
     assert hits["rows"] >= 0.9 * 100
     assert hits["positions"] <= 0.8 * 100
+
+
+@pytest.mark.parametrize("rows", [2, 6, 40])
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_a_share_on_which_all_rows_agree_has_clopper_and_pearsons_interval(rows: int, right: float) -> None:
+    """Resamples of rows that agree all agree, and would say that it is certain."""
+    found = Resampler(np.arange(rows)).share(np.full(rows, right))
+    exact = stats.binomtest(int(right * rows), rows).proportion_ci(0.95)
+    assert found.as_dict() == pytest.approx({"value": right, "low": exact.low, "high": exact.high})
+
+
+def test_a_share_counts_rows_not_positions_and_is_else_the_mean() -> None:
+    many = Resampler(np.repeat(np.arange(6), 50))
+    assert many.share(np.ones(300)).low == pytest.approx(0.025 ** (1 / 6))
+    some = np.where(np.arange(300) < 100, np.nan, 1.0)  # two rows without a value
+    assert many.share(some).low == pytest.approx(0.025 ** (1 / 4))
+    mixed = (np.arange(300) % 7 < 5).astype(float)
+    assert many.share(mixed) == many.mean(mixed)
+
+
+def test_two_models_that_are_right_alike_on_few_rows_may_differ_on_others() -> None:
+    right = np.array([1.0, 1, 1, 0])
+    reach = 1 - 0.025 ** (1 / 4)
+    assert Resampler(np.arange(4)).difference(right, right).as_dict() == pytest.approx({"value": 0, "low": -reach, "high": reach})
+    ratio = Resampler(np.arange(4)).ratio(right, right)
+    assert ratio.as_dict() == pytest.approx({"value": 1, "low": max(0, 1 - reach / 0.75), "high": 1 + reach / 0.75})
+    always, never = np.ones(4), np.zeros(4)
+    assert Resampler(np.arange(4)).difference(never, always).as_dict() == pytest.approx({"value": -1, "low": -1, "high": -1 + 2 * reach})
+    assert Resampler(np.arange(4)).ratio(never, always).as_dict() == pytest.approx({"value": 0, "low": 0, "high": reach})
+    losses = 1 + np.arange(4.0)  # no shares
+    assert Resampler(np.arange(4)).difference(losses, losses).as_dict() == {"value": 0, "low": 0, "high": 0}

@@ -178,8 +178,8 @@ def test_spread_takes_one_of_each_stretch() -> None:
 
 def test_a_large_vocabulary_has_a_smaller_sample_and_keeps_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.sample_size(3) == 4096
-    assert module.sample_size(2048) == 4096
-    assert module.sample_size(8192) == 1024
+    assert module.sample_size(2048) == 2048
+    assert module.sample_size(8192) == 512
     assert module.sample_size(128_000) == 512
     monkeypatch.setattr(columns, "LOGITS_UP_TO", V - 1)
     assert look({"a": model(1)}, batches()).models["a"].logits is None

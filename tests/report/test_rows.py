@@ -2,9 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from distill.data.packing import pad
 from distill.report import rows
-from distill.types import DataError
+from distill.report.evidence import Subject
+from distill.report.observe import observe
+from distill.types import DataError, Outputs
 from tests.report.made import observed
 
 
@@ -27,6 +32,22 @@ def test_the_digest_is_of_labels_and_of_where_rows_end() -> None:
     one, same, cut, longer = (rows.digest(observed([1] * n, [0] * n, per)) for n, per in ((4, 2), (4, 2), (4, 4), (6, 2)))
     assert one == same
     assert len({one, cut, longer}) == 3
+
+
+def test_the_digest_is_of_the_tokens_too_and_not_of_how_they_were_batched() -> None:
+    """Files that are sorted by class have the same labels, whatever rows are held out."""
+    says = {"student": Subject(lambda batch: Outputs(torch.zeros(len(batch["labels"]), 1, 3), nn.Identity()))}
+
+    def digest(texts: list[list[int]], size: int) -> str:
+        made = []
+        for part in (texts[i : i + size] for i in range(0, len(texts), size)):
+            rows_of = [{"input_ids": ids, "labels": [0] * len(ids)} for ids in part]
+            made.append({**pad(rows_of, 7), "labels": torch.tensor([[texts.index(ids) // 2] for ids in part])})
+        return rows.digest(observe(says, made, 3, torch.device("cpu"), len(texts)))
+
+    texts = [[1, 2, 3], [4], [5, 6], [7, 7]]
+    assert digest(texts, 4) == digest(texts, 1)
+    assert digest(texts, 4) != digest([[1, 2, 3], [4], [5, 6], [7, 8]], 4)
 
 
 def test_a_row_without_a_position_counts_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.report.costs.energy import Energy, metered
@@ -42,7 +43,7 @@ class Cost:
 
     Attributes:
         parameters: of the model, tied ones once.
-        nonzero: of them, those that are not 0.
+        nonzero: of them, those that are not 0; not counted where weights are stored as integers with scales.
         disk_bytes: of all weights in its files.
         flops: floating-point operations of one sample (multiplications and additions), matrix products and attention.
         latency_ms: median time of one sample by the clock; `latency_p95_ms` the 95th percentile.
@@ -137,7 +138,7 @@ def cost_of(c: Candidate, one: Batch, size: int, clocked: Clocked) -> Cost:
     wall, busy = np.array(clocked.single).T * 1e3
     return Cost(
         parameters=None if c.model is None else sum(p.numel() for p in c.model.parameters()),
-        nonzero=None if c.model is None else sum(int(p.count_nonzero()) for p in c.model.parameters()),
+        nonzero=None if c.model is None else _nonzero(c.model),
         disk_bytes=None if c.files is None else bytes_of(c.files),
         flops=None if c.model is None else flops(c.run, one),
         latency_ms=float(np.median(wall)),
@@ -150,6 +151,12 @@ def cost_of(c: Candidate, one: Batch, size: int, clocked: Clocked) -> Cost:
     )
 
 
+def _nonzero(model: nn.Module) -> int | None:
+    if any(is_traceable_wrapper_subclass(p) for p in model.parameters()):  # torchao's have no such operation
+        return None
+    return sum(int(p.count_nonzero()) for p in model.parameters())
+
+
 def flops(run: Run, batch: Batch) -> int:
     """Count the floating-point operations of a forward pass, as torch does."""
     # torch counts no fused attention of a CPU: there it is taken apart
@@ -159,9 +166,15 @@ def flops(run: Run, batch: Batch) -> int:
 
 
 def bytes_of(files: Path) -> int:
-    """Bytes of a file, or of all files in a folder but those of the tokenizer and small configurations."""
+    """Bytes of a file, or of all files in a folder but those of the tokenizer and small configurations.
+
+    Of a folder of transformers those of the weights that it loads: many hold the same in other formats beside, e.g. `tf_model.h5`.
+    """
     if files.is_file():
         return files.stat().st_size
+    for name in ("model*.safetensors", "pytorch_model*.bin"):
+        if weights := [*files.glob(name)]:
+            return sum(file.stat().st_size for file in weights)
     return sum(f.stat().st_size for f in files.rglob("*") if f.is_file() and f.suffix not in (".json", ".txt", ".model", ".jinja", ".md"))
 
 

@@ -51,7 +51,7 @@ def _of_group(observed: Observed, name: str, here: Bools) -> dict[str, Any]:
     if len(np.unique(observed.rows[here])) < TOO_FEW:
         return {"accuracy": float(right[here].mean()), "loss": float(columns.nll[here].mean())}
     return {
-        "accuracy": interval(lambda: resampler.mean(only(right, here))),
+        "accuracy": interval(lambda: resampler.share(only(right, here))),
         "loss": interval(lambda: resampler.mean(only(columns.nll, here))),
     }
 

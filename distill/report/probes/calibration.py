@@ -28,7 +28,7 @@ def of_model(observed: Observed, columns: Columns) -> dict[str, Any]:
     right = correct.astype(np.float64)
     wide, even = measures.equal_width(confidence), measures.equal_mass(confidence)
     return {
-        "accuracy": interval(lambda: draw.mean(right)),
+        "accuracy": interval(lambda: draw.share(right)),
         "confidence": interval(lambda: draw.mean(confidence)),
         "overconfidence": interval(lambda: draw.difference(confidence, right)),
         "ece": interval(lambda: measures.ece(draw, confidence, correct, wide)),

@@ -1,20 +1,26 @@
 """The student as the teacher's draft in speculative decoding, for the chapter on fidelity."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distill.metrics import speculative
-from distill.report.evidence import BEFORE, TEACHER, Evidence
+from distill.report.costs import served
+from distill.report.costs.cost import Candidate, clock
+from distill.report.evidence import BEFORE, TEACHER, Evidence, Subject
 from distill.report.intervals import interval
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
 from distill.report.page.words import number, percent
+from distill.types import Batch
 
 MOST = 16  # tokens drafted at a time
+ROUNDS = 15  # in which one token is timed
 
 
 def figures(evidence: Evidence, names: Sequence[str]) -> dict[str, Any]:
@@ -24,15 +30,16 @@ def figures(evidence: Evidence, names: Sequence[str]) -> dict[str, Any]:
         By model `acceptance`; `cost` c with its `source`; `speed_up` with intervals for γ = 0 to `MOST`, if every position accepts alike;
         `along_text`, the same by the products of the positions that follow each other; and of it the `best_gamma`.
     """
-    return {name: _of_model(evidence, name) for name in names}
+    costs = costs_of(evidence, names)
+    return {name: _of_model(evidence, name, costs[name]) for name in names}
 
 
-def _of_model(evidence: Evidence, name: str) -> dict[str, Any]:
+def _of_model(evidence: Evidence, name: str, cost: Mapping[str, Any]) -> dict[str, Any]:
     observed = evidence.observed
     against = observed.models[name].against
     assert against is not None, "there is a teacher"
     betas = np.clip(against.acceptance, 0.0, 1.0)
-    alpha, cost = interval(lambda: observed.resampler.mean(betas)), cost_of(evidence, name)
+    alpha = interval(lambda: observed.resampler.mean(betas))
     found: dict[str, Any] = {"acceptance": alpha, "cost": cost}
     if "missing" in alpha or "missing" in cost:
         return found
@@ -49,22 +56,38 @@ def _of_model(evidence: Evidence, name: str) -> dict[str, Any]:
     }
 
 
-def cost_of(evidence: Evidence, name: str) -> dict[str, Any]:
-    """The time of one run of a model over that of its teacher: as `distill cost` has measured it, or else by the parameters of both."""
-    measured = _measured(evidence.folder / "cost.json")
-    called = "student" if name == evidence.student else name
-    if TEACHER in measured and called in measured:
-        return {"value": measured[called] / measured[TEACHER], "source": "measured latencies"}
+def costs_of(evidence: Evidence, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The time of one run of each model over that of its teacher: timed in turn on one token, as decoding takes one at a time; by the
+    parameters of both where one is no module of torch in this process.
+
+    Parameters alone flatter a small student: every layer takes its time, however narrow it is.
+    """
+    seconds = _seconds(evidence, [name for name in (TEACHER, *names) if name in evidence.subjects])
+    return {name: _cost(evidence, name, seconds) for name in names}
+
+
+def _cost(evidence: Evidence, name: str, seconds: Mapping[str, float]) -> dict[str, Any]:
+    if TEACHER in seconds and name in seconds:
+        return {"value": seconds[name] / seconds[TEACHER], "source": "the time of one token"}
     ours, theirs = (_parameters(evidence, each) for each in (name, TEACHER))
     if not ours or not theirs:
-        return {"missing": "neither the latencies nor the parameters of both are known; `distill cost` measures them"}
+        return {"missing": "neither the time nor the parameters of both are known: one of them is no model in this process"}
     return {"value": ours / theirs, "source": "parameters"}
 
 
-def _measured(path: Path) -> dict[str, float]:
-    if not path.exists():
+def _seconds(evidence: Evidence, names: Sequence[str]) -> dict[str, float]:
+    """The median time of one token of each model that is a module in this process."""
+    candidates = {name: Candidate(partial(_run, evidence.subjects[name])) for name in names if evidence.subjects[name].model is not None}
+    if len(candidates) < 2:
         return {}
-    return {name: model["latency_ms"] for name, model in json.loads(path.read_text(encoding="utf-8"))["models"].items()}
+    one = {name: value[:1, :1].to(evidence.device) for name, value in served.inputs_of(evidence.batches[0]).items()}
+    clocked = clock(candidates, one, one, ROUNDS)
+    return {name: median(wall for wall, _ in each.single) for name, each in clocked.items()}
+
+
+@torch.no_grad()
+def _run(subject: Subject, batch: Batch) -> Tensor:
+    return [served.logits(outputs) for outputs in served.all_outputs(subject.target(batch))][-1]
 
 
 def _parameters(evidence: Evidence, name: str) -> int | None:

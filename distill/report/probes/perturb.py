@@ -18,6 +18,7 @@ from distill import objective
 from distill.losses.chunked import chunk_size, chunks
 from distill.losses.hard import CrossEntropy
 from distill.metrics import attack
+from distill.report.columns import likeliest
 from distill.report.evidence import Bools, Ints, NotMeasured
 from distill.tasks import Task, unwrap
 from distill.types import IGNORE_INDEX, Batch, Outputs
@@ -173,7 +174,7 @@ class Probe:
             valid = batch["labels"] != IGNORE_INDEX
             features, labels = outputs.features[valid], batch["labels"][valid]
             for part in chunks(len(labels), chunk_size(self.num_classes, self.device)):
-                top = outputs.head(features[part])[..., : self.num_classes].argmax(-1)
+                top = likeliest(outputs.head(features[part])[..., : self.num_classes])
                 found.append((top == labels[part]).cpu().numpy())
         return np.concatenate(found)
 

@@ -155,7 +155,7 @@ def _figures(resampler: Resampler, found: Mapping[str, Rights | str], student: s
             continue
         right = np.stack(rights.at).astype(np.float64)
         pairs[name] = right[1:].mean(axis=0), right[0]
-        accuracy = [or_missing(partial(resampler.mean, each)) for each in right]
+        accuracy = [or_missing(partial(resampler.share, each)) for each in right]
         models[name] = {"accuracy": accuracy, "kept": or_missing(partial(kept, resampler, pairs[name])), "note": rights.note}
     if len(pairs) < 2:
         return {"models": models, "difference": {"missing": "there is only one to look at"}}

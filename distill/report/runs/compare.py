@@ -24,9 +24,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         ConfigError: fewer than two runs, one given twice, or one without a whole report.
     """
     if len(folders) < 2:
-        raise ConfigError(
-            f"report: two runs or more are wanted to compare, got {len(folders)}; of one run give --config runs/NAME/config.yaml"
-        )
+        raise ConfigError(f"report: two runs or more are wanted to compare, got {len(folders)}; of one run give its folder and no --out")
     seen: dict[Path, Path] = {}
     for folder in folders:
         if (there := folder.resolve()) in seen:

@@ -43,10 +43,7 @@ class Finished:
             raise ConfigError(f"report: there is no folder '{folder}'; give folders of runs, e.g. runs/NAME")
         report = read_json(folder / "report.json")
         if not isinstance(report, dict) or not isinstance(report.get("sections"), dict):
-            raise ConfigError(
-                f"report: '{folder / 'report.json'}' has no chapters yet; write them first: "
-                f"distill report --config {folder / 'config.yaml'}"
-            )
+            raise ConfigError(f"report: '{folder / 'report.json'}' has no chapters yet; write them first: python train.py report {folder}")
         try:
             kept: Rows | str = rows.load(folder)
         except DataError as error:

@@ -55,24 +55,48 @@ class Student:
         return self.rows.sums[self.name]
 
 
+def resampler(rows: Rows, seed: int = 0) -> Resampler:
+    """Of the rows that have a position."""
+    return Resampler(np.arange(len(rows.count)), seed).at(np.flatnonzero(rows.count))
+
+
+def mean(rows: Rows, figure: Floats, share: bool = False) -> Interval:
+    """The mean over positions, with the interval that the run's own report has.
+
+    Args:
+        rows: R of them.
+        figure: `[R]`, sums over the positions of each.
+        share: whether it is one of shares, see `Resampler.share`.
+    """
+    there = rows.count > 0
+    each = figure[there] / rows.count[there]
+    if share and (each == each[0]).all():
+        return resampler(rows).share(each)
+    return resampler(rows).interval(*means(rows, figure))
+
+
 def means(rows: Rows, figure: Floats, seed: int = 0) -> tuple[float, Floats]:
-    """The mean over positions, and the same in every resample of the rows, `[resamples]`."""
-    drawn = Resampler(np.arange(len(rows.count)), seed).sums(np.stack([figure, rows.count], axis=1))
-    return float(figure.sum() / rows.count.sum()), drawn[:, 0] / drawn[:, 1]
+    """The mean over positions, and the same in every resample of the rows, `[resamples]`; NaN in one that holds no position."""
+    there = rows.count > 0
+    above, below = resampler(rows, seed).sums(np.stack([figure[there], rows.count[there]], axis=1)).T
+    return float(figure.sum() / rows.count.sum()), np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
 
 
 def differences(a: Student, b: Student) -> dict[str, Interval]:
     """Give b − a of every figure that both have, with the 95 % interval of the bootstrap over rows.
 
     Paired where both were measured on the same rows: the same resamples for both. Else each has resamples of its own.
+
+    Raises:
+        DataError: one of them has one row alone.
     """
     seed = 0 if a.rows.digest == b.rows.digest else 1
+    fewer = min(a.rows, b.rows, key=lambda rows: np.count_nonzero(rows.count))
     found = {}
     for figure in MEASURES:
         if figure in a.sums and figure in b.sums:
             (one, ones), (other, others) = means(a.rows, a.sums[figure]), means(b.rows, b.sums[figure], seed)
-            low, high = np.percentile(others - ones, [2.5, 97.5])
-            found[figure] = Interval(other - one, float(low), float(high))
+            found[figure] = resampler(fewer).interval(other - one, others - ones)
     return found
 
 

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from distill.metrics.bootstrap import Resampler
 from distill.report.costs import tradeoff
 from distill.report.history.curves import line_plot
-from distill.report.evidence import TEACHER
+from distill.report.evidence import TEACHER, Floats
+from distill.report.intervals import interval
 from distill.report.runs.finished import Finished
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
 from distill.report.page.words import count, duration, milliseconds, number, percent, size
-from distill.report.runs.paired import MEASURES, Student, differences, mcnemar, means, sentence
+from distill.report.runs.paired import MEASURES, Measure, Student, differences, mcnemar, mean, resampler, sentence
 from distill.report.rows import Rows
 from distill.report.history.series import from_lists
 from distill.types import DataError
@@ -62,19 +60,19 @@ def _quality(run: Finished) -> dict[str, str]:
     found = {}
     for figure, m in MEASURES.items():
         if figure in ours.sums:
-            interval = _interval(ours.rows, ours.sums[figure])
-            found[m.label] = percent(interval) if m.unit == "points" else number(interval, m.digits, m.unit)
+            found[m.label] = _shown(ours.rows, ours.sums[figure], m)
     if TEACHER in ours.rows.sums:
         theirs = ours.rows.sums[TEACHER]["correct"]
-        kept = Resampler(np.arange(len(theirs))).ratio(ours.sums["correct"], theirs) if theirs.any() else None
-        found["teacher's accuracy kept"] = "" if kept is None else percent(kept.as_dict())
+        kept = interval(lambda: resampler(ours.rows).ratio(ours.sums["correct"][ours.rows.count > 0], theirs[ours.rows.count > 0]))
+        found["teacher's accuracy kept"] = percent(kept)
     return found
 
 
-def _interval(of: Rows, figure: Any) -> dict[str, float]:
-    value, draws = means(of, figure)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"value": value, "low": float(low), "high": float(high)}
+def _shown(of: Rows, figure: Floats, m: Measure) -> str:
+    """With its interval; alone where there is one row."""
+    found = interval(lambda: mean(of, figure, share=m.unit == "points"))
+    value = found if "value" in found else float(figure.sum() / of.count.sum())
+    return percent(value) if m.unit == "points" else number(value, m.digits, m.unit)
 
 
 def _model(run: Finished) -> Mapping[str, Any]:
@@ -86,8 +84,15 @@ def _chapter(run: Finished, path: tuple[str, ...], key: str, shown: Shown) -> st
     return "" if value is None else shown(value)
 
 
+def _accuracy(run: Finished) -> float | None:
+    """As in the table below: of the rows of the report, else as the run printed it."""
+    ours = run.same_rows
+    value = _model(run).get("accuracy") if ours is None else ours.sums["correct"].sum() / ours.rows.count.sum()
+    return None if value is None else float(value)
+
+
 def _leader(runs: Sequence[Finished]) -> str:
-    found = {run.name: _model(run).get("accuracy") for run in runs}
+    found = {run.name: _accuracy(run) for run in runs}
     known = {name: value for name, value in found.items() if value is not None}
     if not known:
         return "No run has measured the accuracy of its student."
@@ -123,7 +128,9 @@ def _against(a: Finished, one: Student, b: Finished, other: Student) -> list[Blo
     )
     teachers = a.found("provenance", "weights", TEACHER), b.found("provenance", "weights", TEACHER)
     told = (
-        "" if teachers[0] == teachers[1] is not None else " They may have had different teachers: KL and agreement are each beside its own."
+        ""
+        if "kl" not in found or teachers[0] == teachers[1] is not None
+        else " They may have had different teachers: KL and agreement are each beside its own."
     )
     lines = [[MEASURES[figure].label, sentence(figure, interval, a.name, b.name)] for figure, interval in found.items()]
     if same and one.rows.single:
@@ -214,8 +221,8 @@ def settings(runs: Sequence[Finished]) -> list[Block]:
     lines = []
     for key in keys:
         values = [run.config.get(key, ABSENT) for run in runs]
-        if any(value != values[0] for value in values):
-            lines.append([key, *(_text(value) for value in values)])
+        if any(value != values[0] for value in values) and not all(value in (ABSENT, None) for value in values):
+            lines.append([key.replace(".init_args", ""), *(_text(value) for value in values)])
     if not lines:
         return [Note("The configurations are the same but for the names.")]
     note = Note(f"{len(lines)} of {len(keys)} keys {'differs' if len(lines) == 1 else 'differ'}.")

@@ -15,8 +15,9 @@ from distill.report.probes import calibration
 from distill.report.sections.base import Section
 
 FEW = 10  # positions: a bin with fewer is not drawn
+SURE = 0.05  # of probability: where the interval of the overconfidence reaches farther, it is not said to be none
 SMALL = 0.01  # a point of probability: what is less is called little
-MUCH = 0.6  # of an error, at most, is left where much of it is mended
+MOST = 0.5  # of an error, at most, is left where most of it is mended
 
 
 class Calibration(Section):
@@ -86,6 +87,9 @@ def _verdict(figures: Mapping[str, Any]) -> Note:
     if error["low"] > SMALL:
         levels = f"But it is too certain at some levels and too cautious at others: its ECE is {percent(error)}."
         return Note(f"The student is as certain as it has a right to be on average alone. {said}{chance}. {levels}")
+    if max(-over["low"], over["high"]) > SURE:
+        rows = "These rows do not show that the student is more or less certain than it has a right to be"
+        return Note(f"{rows}, and are too few to rule it out. {said}{chance}.")
     return Note(f"The student is as certain as it has a right to be. {said}{chance}.", "good")
 
 
@@ -167,7 +171,7 @@ def _one_number(fit: Mapping[str, Any]) -> list[Block]:
     if (
         "missing" in fit
         or fit["fitted"]["low"] <= 1 <= fit["fitted"]["high"]
-        or fit["ece_after"]["value"] > MUCH * fit["ece_before"]["value"]
+        or fit["ece_after"]["value"] > MOST * fit["ece_before"]["value"]
     ):
         return []
     return [

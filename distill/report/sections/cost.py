@@ -127,10 +127,10 @@ def _size(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quality(observed: Observed, name: str) -> dict[str, Any]:
-    columns, mean = observed.models[name], observed.resampler.mean
+    columns, resampler = observed.models[name], observed.resampler
     return {
-        "accuracy": interval(lambda: mean(columns.correct(observed.labels).astype(np.float64))),
-        "loss": interval(lambda: mean(columns.nll)),
+        "accuracy": interval(lambda: resampler.share(columns.correct(observed.labels).astype(np.float64))),
+        "loss": interval(lambda: resampler.mean(columns.nll)),
     }
 
 
@@ -209,7 +209,7 @@ def _grid(models: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Any]) -
 
 def _row(name: str, model: Mapping[str, Any]) -> list[str]:
     counted, nonzero = model["parameters"], model["nonzero"]
-    zeros = f", {percent(1 - nonzero / counted, 0)} zeros" if counted and nonzero < counted else ""
+    zeros = f", {percent(1 - nonzero / counted, 0)} zeros" if counted and nonzero is not None and nonzero < 0.995 * counted else ""
     return [
         name,
         percent(model["accuracy"]),

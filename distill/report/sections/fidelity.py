@@ -56,20 +56,20 @@ class Fidelity(Section):
 def _of_model(observed: Observed, name: str) -> dict[str, Any]:
     columns, teacher, labels = observed.models[name], observed.teacher, observed.labels
     assert columns.against is not None, "there is a teacher"
-    against, mean = columns.against, observed.resampler.mean
+    against, mean, share = columns.against, observed.resampler.mean, observed.resampler.share
     mistakes, wrong = of_mistakes(columns.top, teacher.top, labels), teacher.top != labels
     found = {
         "kl": interval(partial(mean, against.kl)),
         "reverse_kl": interval(partial(mean, against.reverse_kl)),
-        "agreement": interval(partial(mean, (columns.top == teacher.top).astype(np.float64))),
-        "overlap": interval(partial(mean, against.overlap)),
+        "agreement": interval(partial(share, (columns.top == teacher.top).astype(np.float64))),
+        "overlap": interval(partial(share, against.overlap)),
         "rank": _rank(observed, name),
         "entropy_gap": interval(partial(observed.resampler.difference, columns.entropy, teacher.entropy)),
         "entropy": interval(partial(mean, columns.entropy)),
     }
     none = {"missing": "the teacher makes no mistake on these rows"}
     for key, column in mistakes._asdict().items():
-        found[f"mistakes_{key}"] = interval(partial(mean, only(column, wrong))) if wrong.any() else none
+        found[f"mistakes_{key}"] = interval(partial(share, only(column, wrong))) if wrong.any() else none
     return found
 
 

@@ -64,7 +64,7 @@ class Quality(Section):
 def _of_model(observed: Observed, name: str, language: bool) -> dict[str, Any]:
     columns, resampler = observed.models[name], observed.resampler
     right = columns.correct(observed.labels).astype(np.float64)
-    found: dict[str, Any] = {"accuracy": interval(lambda: resampler.mean(right)), "loss": interval(lambda: resampler.mean(columns.nll))}
+    found: dict[str, Any] = {"accuracy": interval(lambda: resampler.share(right)), "loss": interval(lambda: resampler.mean(columns.nll))}
     if language:
         found["perplexity"] = _exp(found["loss"])
     if name != TEACHER and TEACHER in observed.models:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from distill.report.evidence import TEACHER, Evidence
 from distill.report.page import plots
-from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
+from distill.report.page.blocks import Block, Fold, Grid, Missing, Note, Picture
 from distill.report.page.words import percent
 from distill.report.probes.robustness import PGD_STEPS, measure
 from distill.report.sections.base import Section
@@ -58,7 +58,7 @@ class Robustness(Section):
         missing += [Missing(f"robustness of the {who}", why) for who, why in figures["absent"].items()]
         pictures = [panel for name in PANELS if (panel := _panel(name, figures)) is not None]
         shown: list[Block] = [Picture(pictures, _alt(figures), _caption(figures))] if pictures else []
-        return [sentence(figures), *shown, _table(figures), *missing]
+        return [sentence(figures), *shown, _table(figures), Fold("Accuracy at every strength", _listed(figures)), *missing]
 
 
 def sentence(figures: Mapping[str, Any]) -> Note:
@@ -84,7 +84,7 @@ def sentence(figures: Mapping[str, Any]) -> Note:
         text = f"The {student} falls no faster than its teacher, and slower under {CALLED[best]}: {_both(measured[best], student)}."
         return Note(text, "good")
     lowest = min(measured, key=lambda name: measured[name]["difference"]["low"])
-    low = -100 * measured[lowest]["difference"]["low"]
+    low = max(0.0, -100 * measured[lowest]["difference"]["low"])
     return Note(
         f"These rows show no test under which the {student} falls faster than its teacher; under {CALLED[lowest]}, the least certain, "
         f"{_both(measured[lowest], student)}, and it may keep up to {low:.0f} points less.",
@@ -141,32 +141,47 @@ def _draw(axes: Any, x: list[float], test: Mapping[str, Any], who: str, look: pl
 
 
 def _table(figures: Mapping[str, Any]) -> Grid:
-    names = [name for name in (TEACHER, figures["student"]) if name not in figures["absent"]]
+    """What is kept on average, a test a row."""
+    names = _shown(figures)
     both = len(names) == 2
     rows = []
     for name, test in figures["tests"].items():
-        there = {who: test["models"].get(who, {"missing": ""}) for who in names}
+        found = [test["models"].get(who, {"missing": ""}) for who in names]
+        cells = ["" if "missing" in one else percent(one["kept"]) for one in found]
+        rows.append([SHORT[name].split(",")[0], *cells, *([_points(test["difference"])] if both else [])])
+    return Grid(["accuracy kept under", *names, *(["difference, points"] if both else [])], rows, _how(figures))
+
+
+def _listed(figures: Mapping[str, Any]) -> str:
+    """The accuracy at every strength, in columns."""
+    names = _shown(figures)
+    lines = [["", *names]]
+    for name, test in figures["tests"].items():
+        found = [test["models"].get(who, {"missing": ""}) for who in names]
         for i, strength in enumerate(test["strengths"]):
-            cells = ["" if "missing" in one else percent(one["accuracy"][i]) for one in there.values()]
-            rows.append([SHORT[name].format(strength), *cells, *([""] if both else [])])
-        cells = ["" if "missing" in one else percent(one["kept"]) for one in there.values()]
-        rows.append([f"{SHORT[name].split(',')[0]}, kept on average", *cells, *([_points(test["difference"])] if both else [])])
-    return Grid(["", *names, *(["difference, points"] if both else [])], rows, _how(figures))
+            cells = ["" if "missing" in one else percent(one["accuracy"][i]) for one in found]
+            lines.append([SHORT[name].format(strength), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _shown(figures: Mapping[str, Any]) -> list[str]:
+    return [name for name in (TEACHER, figures["student"]) if name not in figures["absent"]]
 
 
 def _points(figure: Mapping[str, float]) -> str:
     if "missing" in figure:
         return ""
-    return f"{100 * figure['value']:+.1f} ({100 * figure['low']:+.1f} – {100 * figure['high']:+.1f})"
+    return f"{100 * figure['value']:+.1f} ({100 * figure['low']:+.1f} – {100 * figure['high']:+.1f})".replace("-", "−")
 
 
 def _how(figures: Mapping[str, Any]) -> str:
     rows, positions, unit = figures["rows"], figures["positions"], figures["unit"]
     bounds = {note for one in figures["tests"]["margin"]["models"].values() if (note := one.get("note"))}
     return (
-        f"Accuracy {'of the next token ' if unit == 'token' else ''}with 95 % intervals, and the share of its own undisturbed accuracy "
-        f"that a model keeps on average over the strengths. The attacks on {rows['attacked']} of {figures['of_rows']} held-out rows "
-        f"({positions['attacked']:,} {unit}s), the rest on {rows['disturbed']} ({positions['disturbed']:,} {unit}s), the same for both "
+        f"The share of its own undisturbed accuracy {'of the next token ' if unit == 'token' else ''}that a model keeps on average over "
+        f"the strengths, with 95 % intervals. The attacks on {rows['attacked']:,} of {figures['of_rows']:,} held-out rows "
+        f"({positions['attacked']:,} {unit}s), the rest on {rows['disturbed']:,} ({positions['disturbed']:,} {unit}s), the same for both "
         "models. ε and σ are in units of the root mean square (RMS) of each model's own embeddings, or of the features before its head; "
         "tokens are replaced by others of these rows, special ones are left."
         f"{''.join(f' The margin is {note}.' for note in sorted(bounds))}"

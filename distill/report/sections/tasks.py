@@ -120,7 +120,7 @@ def _answers(evidence: Evidence) -> dict[str, Any]:
         raise NotMeasured("Neither teacher nor student is a module of torch in this process that could write answers")
     resampler = Resampler(np.arange(len(asked)))
     try:
-        figures = {name: resampler.mean(column).as_dict() for name, column in right.items()}
+        figures = {name: resampler.share(column).as_dict() for name, column in right.items()}
         both = resampler.difference(right[evidence.student], right[TEACHER]).as_dict() if len(right) == 2 else None
     except DataError as error:
         raise NotMeasured(str(error)) from error

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.report.costs import cost, energy
+from distill.teachers.quantise import quantise
+from tests import models
 
 ONE, MANY = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}, {"input_ids": torch.zeros(8, 4, dtype=torch.long)}
 
@@ -117,3 +119,32 @@ def test_the_processors_counters_are_added_and_may_begin_anew(monkeypatch: pytes
         write("intel-rapl:2", 9_000_000, "psys")
     assert found.joules == pytest.approx(2.5)
     assert found.source == "RAPL"
+
+
+def test_weights_in_several_formats_are_counted_once(tmp_path: Path) -> None:
+    sizes = {"model.safetensors": 100, "pytorch_model.bin": 110, "tf_model.h5": 120, "onnx/model.onnx": 130, "tokenizer.json": 140}
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"0" * size)
+    assert cost.bytes_of(tmp_path) == 100
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"0" * 7)
+    assert cost.bytes_of(tmp_path) == 107
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    assert cost.bytes_of(tmp_path) == 110
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert cost.bytes_of(tmp_path) == 250  # of another runtime: all that is no tokenizer
+
+
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_a_quantised_teacher_has_figures(to: Any) -> None:
+    """torchao's weights cannot be asked how many are not 0."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    model = models.causal_lm(hidden_size=32, intermediate_size=64)  # groups of 32
+    before = sum(p.numel() for p in model.parameters())
+    quantise(model.eval().requires_grad_(False), to)
+    run = lambda batch: model(input_ids=batch["input_ids"]).logits
+    with torch.no_grad():
+        found = cost.measure({"m": cost.Candidate(run, model)}, {"input_ids": torch.ones(1, 4).long()}, MANY, rounds=2, warm_up=0)["m"]
+    assert (found.parameters, found.nonzero) == (before, None)

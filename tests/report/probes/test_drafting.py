@@ -1,12 +1,17 @@
-import json
-from pathlib import Path
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from distill.report.evidence import Subject
 from distill.report.page.blocks import Missing
 from distill.report.probes import drafting
+from distill.types import Outputs
 from tests.report.asked import language, logits
 
 
@@ -26,17 +31,29 @@ def test_the_draft_by_parameters() -> None:
     assert found["along_text"][9] is None  # rows are 8 tokens long
 
 
-def test_the_draft_by_measured_latencies(tmp_path: Path) -> None:
-    cost = {"models": {"teacher": {"latency_ms": 8.0}, "student": {"latency_ms": 2.0}}}
-    (tmp_path / "cost.json").write_text(json.dumps(cost))
-    given = language(folder=tmp_path)
-    assert drafting.cost_of(given, "student distilled") == {"value": 0.25, "source": "measured latencies"}
-    assert drafting.cost_of(given, "student before") == {"value": 0.1, "source": "parameters"}
+def test_the_draft_by_the_time_of_one_token() -> None:
+    """A model that sleeps four times as long costs four times as much, whatever its parameters are."""
+    given, seen = language(), []
+
+    def slow(seconds: float, batch: Any) -> Outputs:
+        seen.append(batch["input_ids"].shape)
+        time.sleep(seconds)
+        return Outputs(torch.zeros(*batch["input_ids"].shape, 6), nn.Identity())
+
+    times = {"teacher": 0.02, "student before": 0.005, "student distilled": 0.005}
+    subjects = {name: Subject(partial(slow, seconds), nn.Linear(1, 1)) for name, seconds in times.items()}
+    subjects["student before"] = given.subjects["student before"]  # no module: by parameters
+    given = replace(given, subjects=subjects, batches=[{"input_ids": torch.zeros(3, 8).long()}])
+    found = drafting.costs_of(given, ["student before", "student distilled"])
+    assert found["student distilled"]["source"] == "the time of one token"
+    assert 0.2 < found["student distilled"]["value"] < 0.5
+    assert found["student before"]["source"] == "parameters"
+    assert set(seen) == {(1, 1)}
 
 
 def test_a_draft_of_unknown_cost_has_an_acceptance_rate_all_the_same() -> None:
     found = drafting.figures(language(run={}), ["student distilled"])["student distilled"]
     assert "value" in found["acceptance"]
-    assert "`distill cost` measures them" in found["cost"]["missing"]
+    assert "is no model in this process" in found["cost"]["missing"]
     blocks = drafting.blocks({"student distilled": found}, "student distilled", {})
     assert isinstance(blocks[0], Missing)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
 from distill.report.runs import sidebyside
 from distill.report.runs.compare import write
 from distill.report.runs.finished import Finished
-from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
 from distill.types import ConfigError
 from tests.report.made import finished, observed
 
@@ -54,6 +54,23 @@ def test_figures_in_a_column_a_run(tmp_path: Path) -> None:
     assert lines["training took"] == ["12.0 s", "12.0 s"]
     assert lines["ECE"] == ["4.0 % (3.0 – 5.0)"] * 2
     assert "accepted as the teacher's draft" not in lines
+
+
+def test_the_sentence_has_the_accuracy_of_the_table(tmp_path: Path) -> None:
+    """The run printed that of all rows, or of a few; the report is of its own."""
+    folders = runs(tmp_path)
+    report = json.loads((folders[0] / "report.json").read_text())
+    report["models"]["student distilled"]["accuracy"] = 0.99
+    (folders[0] / "report.json").write_text(json.dumps(report))
+    (note,) = only(Note, sidebyside.headlines(loaded(*folders)))
+    assert note.text.startswith("b has the highest accuracy, 65.0 %")
+
+
+def test_one_row_has_figures_without_intervals(tmp_path: Path) -> None:
+    folders = [finished(tmp_path / name, observed([1, 1, 1], [1, 0, 1], 3), CONFIG) for name in ("a", "b")]
+    (grid,) = only(Grid, sidebyside.headlines(loaded(*folders)))
+    assert {row[0]: row[1] for row in grid.rows}["accuracy"] == "66.7 %"
+    assert "only one held-out row" in only(Missing, sidebyside.tests(loaded(*folders)))[0].why
 
 
 def test_the_same_rows_are_paired(tmp_path: Path) -> None:
@@ -101,6 +118,14 @@ def test_only_keys_that_differ(tmp_path: Path) -> None:
     assert "the same" in only(Note, sidebyside.settings(loaded(tmp_path / "a", twin)))[0].text
 
 
+def test_settings_of_a_branch_that_one_run_lacks_are_those_that_say_something(tmp_path: Path) -> None:
+    with_teacher = {"teacher": {"class_path": "T", "init_args": {"model": "m", "revision": None}}}
+    one = finished(tmp_path / "one", observed([1] * 9, [1] * 9), with_teacher)
+    other = finished(tmp_path / "other", observed([1] * 9, [1] * 9), {"teacher": None})
+    (grid,) = only(Grid, sidebyside.settings(loaded(one, other)))
+    assert list(grid.rows) == [["teacher.class_path", "T", "—"], ["teacher.model", "m", "—"]]
+
+
 def test_curves_are_laid_over_one_another(tmp_path: Path) -> None:
     (picture,) = only(Picture, sidebyside.curves(loaded(*runs(tmp_path))))
     (axes,) = picture.figure[0].axes
@@ -129,7 +154,7 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(tmp_path: Path) -> None:
     report = json.loads((b / "report.json").read_text())
     del report["sections"]
     (b / "report.json").write_text(json.dumps(report))
-    with pytest.raises(ConfigError, match=r"has no chapters yet; write them first: distill report --config .*/b/config.yaml"):
+    with pytest.raises(ConfigError, match=r"has no chapters yet; write them first: python train.py report .*/b"):
         write([a, b], out)
     (b / "report.json").write_text('{"models": {')
     with pytest.raises(ConfigError, match=r"report.json' is no JSON"):

@@ -6,7 +6,8 @@ from scipy.stats import bootstrap
 
 from distill.metrics.bootstrap import Interval
 from distill.report import rows
-from distill.report.runs.paired import Student, differences, mcnemar, sentence
+from distill.report.runs.paired import Student, differences, mcnemar, mean, sentence
+from distill.types import DataError
 from tests.report.made import observed
 
 
@@ -52,6 +53,24 @@ def test_a_constant_difference_has_no_width_where_it_is_paired_and_much_where_no
     assert apart.value == pytest.approx(0.5)
     assert (apart.high - apart.low) / 2 == pytest.approx(1.96 * np.sqrt(2) * nll.std() / 20, rel=0.15)
     assert set(differences(one, other)) == {"correct", "nll", "kl", "agreement"}
+
+
+def test_an_interval_is_that_of_the_runs_own_report() -> None:
+    rng = np.random.default_rng(0)
+    correct, nll = rng.random(60) < 0.7, rng.normal(size=60)
+    seen = observed(np.ones(60), correct, 3, nll=nll)
+    of, columns = rows.of(seen), seen.models["student distilled"]
+    theirs = seen.resampler.mean(columns.correct(seen.labels).astype(float))
+    assert mean(of, of.sums["student distilled"]["correct"], share=True).as_dict() == pytest.approx(theirs.as_dict())
+    assert mean(of, of.sums["student distilled"]["nll"]).as_dict() == pytest.approx(seen.resampler.mean(nll).as_dict())
+    always = mean(of, of.sums["teacher"]["correct"], share=True)
+    assert always.as_dict() == pytest.approx({"value": 1.0, "low": 0.025 ** (1 / 20), "high": 1.0})
+
+
+def test_one_row_tells_no_difference() -> None:
+    one, other = student(np.ones(5), 5), student(np.zeros(5), 5)
+    with pytest.raises(DataError, match="only one held-out row"):
+        differences(one, other)
 
 
 def test_mcnemar_counts_and_is_a_binomial_tail() -> None:

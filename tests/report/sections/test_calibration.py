@@ -251,3 +251,21 @@ def test_infinite_losses_and_single_rows_leave_a_gap_with_a_reason() -> None:
     figures, blocks = report(given)
     assert "only one held-out row" in figures["models"][STUDENT]["ece"]["missing"]
     assert "only one held-out row" in verdict(blocks).text
+
+
+def test_few_rows_do_not_call_a_student_calibrated() -> None:
+    """It says 53 % and is right in half of six cases: nothing is known, rather than that all is well."""
+    given = evidence({STUDENT: 1.0})
+    rng, size = np.random.default_rng(1), 6
+    z = rng.normal(size=(size, V))
+    top = z.argmax(1)
+    labels = np.where(np.arange(size) % 2 == 0, top, (top + 1) % V)
+    sample = np.arange(size)
+    observed = Observed(labels, np.arange(size), sample, {STUDENT: columns(z, labels, sample, True)}, 2, V, size)
+    figures, blocks = report(replace(given, observed=observed))
+    over = figures["models"][STUDENT]["overconfidence"]
+    assert over["low"] < -0.05 < 0.05 < over["high"]
+    assert verdict(blocks).tone == "plain"
+    assert "too few to rule it out" in verdict(blocks).text
+    error = figures["models"][STUDENT]["ece"]
+    assert error["low"] <= error["value"] <= error["high"]

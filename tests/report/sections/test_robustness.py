@@ -1,9 +1,10 @@
 import json
+import re
 from typing import Any
 
 import pytest
 
-from distill.report.page.blocks import Grid, Missing, Note, Picture
+from distill.report.page.blocks import Fold, Grid, Missing, Note, Picture
 from distill.report.probes.robustness import STRENGTHS
 from distill.report.sections import all_sections
 from distill.report.sections.robustness import Robustness, sentence
@@ -76,10 +77,11 @@ def test_alone_it_is_said_what_it_keeps():
 
 def test_the_page_shows_curves_and_every_figure():
     figures = json.loads(json.dumps(_figures({"noise": -0.3})))
-    note, picture, grid = Robustness().blocks(figures)
+    note, picture, grid, fold = Robustness().blocks(figures)
     assert isinstance(note, Note)
     assert isinstance(picture, Picture)
     assert isinstance(grid, Grid)
+    assert isinstance(fold, Fold)
     panels = list(picture.figure)
     assert [panel.axes[0].get_title("left") for panel in panels] == [
         "Features moved against the head",
@@ -90,9 +92,13 @@ def test_the_page_shows_curves_and_every_figure():
     assert [line.get_xdata().tolist() for line in panels[3].axes[0].get_lines()] == [[0, 10, 20, 40]] * 2
     assert panels[3].axes[0].get_lines()[1].get_ydata().tolist() == pytest.approx([50, 45, 40, 35])
     assert len(panels[1].axes[0].get_lines()) == 4
-    assert grid.head == ["", "teacher", "S", "difference, points"]
-    assert ["noise, σ = 1", "40.0 % (35.0 – 45.0)", "40.0 % (35.0 – 45.0)", ""] in grid.rows
-    assert ["noise, kept on average", "80.0 % (75.0 – 85.0)", "50.0 % (45.0 – 55.0)", "-30.0 (-35.0 – -25.0)"] in grid.rows
+    assert grid.head == ["accuracy kept under", "teacher", "S", "difference, points"]
+    assert len(grid.rows) == 5
+    assert ["noise", "80.0 % (75.0 – 85.0)", "50.0 % (45.0 – 55.0)", "−30.0 (−35.0 – −25.0)"] in grid.rows
+    lines = [re.split("  +", line) for line in fold.text.splitlines()]
+    assert lines[0] == ["", "teacher", "S"]
+    assert ["noise, σ = 1", "40.0 % (35.0 – 45.0)", "40.0 % (35.0 – 45.0)"] in lines
+    assert len(lines) == 1 + sum(len(test["strengths"]) for test in figures["tests"].values())
     assert "on 16 of 270 held-out rows (2,047 tokens), the rest on 32 (4,095 tokens)" in grid.caption
     assert "noise on the embeddings: S from 50.0 % to 35.0 %" in picture.alt
 
@@ -107,7 +113,7 @@ def test_what_is_missing_is_said_once_for_each_reason():
     missing = [block for block in blocks if isinstance(block, Missing)]
     assert missing == [Missing("the teacher: attack in one step (FGSM), attack in 3 steps (PGD)", "its weights are quantised")]
     grid = next(block for block in blocks if isinstance(block, Grid))
-    assert next(row for row in grid.rows if row[0] == "PGD, ε = 0.2")[1:] == ["", "40.0 % (35.0 – 45.0)", ""]
+    assert next(row for row in grid.rows if row[0] == "PGD")[1:] == ["", "80.0 % (75.0 – 85.0)", ""]
     assert "The margin is an upper bound: so it is." in grid.caption
 
 

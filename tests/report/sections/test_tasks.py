@@ -136,7 +136,7 @@ def test_answers_are_right_to_the_digit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tasks.generate, "greedy", lambda model, *_: texts_of[id(model)])
     figures = Tasks().figures(evidence({"teacher": teacher, "student": student}, rows()))
     found = json.loads(json.dumps(figures, allow_nan=False))["answers"]
-    assert found["models"]["teacher"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["models"]["teacher"] == pytest.approx({"value": 1.0, "low": 0.025 ** (1 / found["examples"]), "high": 1.0})
     assert found["models"]["student"]["value"] == 0.25
     assert found["difference"]["value"] == -0.75
     assert found["examples"] == 8
@@ -181,4 +181,5 @@ def test_a_real_harness_gives_the_chapter_its_figures(tmp_path):
     figures = Tasks().figures(evidence({"teacher": same, "student": same}, rows(), config={"tasks": str(tmp_path), "task_limit": 6}))
     found = figures["benchmarks"]["tasks"]["tiny_choice"]["metrics"]["acc"]
     assert found["examples"] == 6
-    assert found["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found["difference"]["value"] == 0.0
+    assert found["difference"]["high"] == pytest.approx(1 - 0.025 ** (1 / 6))  # six examples do not say that two models are the same

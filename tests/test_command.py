@@ -128,7 +128,9 @@ def test_a_run_folder_is_never_overwritten(here: Path, capsys: pytest.CaptureFix
 def test_a_run_goes_on_where_it_stopped_and_ends_like_one_that_never_did(here: Path) -> None:
     assert fit("--name", "whole", "--model.optimizer.schedule=constant") == 0
     assert fit("--name", "half", "--model.optimizer.schedule=constant", "--trainer.max_steps=3") == 0
+    (here / "runs/half/report.html").write_text("the page of 3 steps")
     assert main(["--config", "runs/half/config.yaml", "--ckpt_path", "last", "--trainer.max_steps=6"]) == 0
+    assert not (here / "runs/half/report.html").exists(), "a page of other figures"
     whole, half = (AutoModelForCausalLM.from_pretrained(here / "runs" / name / "student").state_dict() for name in ("whole", "half"))
     assert all(torch.equal(whole[name], half[name]) for name in whole)
     report = json.loads((here / "runs/half/report.json").read_text())

@@ -105,6 +105,8 @@ class Run(pl.Callback):
             report |= {"compression": [{"class": type(c).__name__, "settled": c.summary(), **c.figures()} for c in module.compressions]}
             report |= {"classes": describe_classes(module.data), "fingerprints": self.fingerprints, "skipped_steps": module.skipped_steps}
             write_json(self.folder / "report.json", report)
+            for old in ("report.html", "report_rows.npz"):  # of the run before it went on, and its figures are no longer these
+                (self.folder / old).unlink(missing_ok=True)
             if module.skipped_steps:
                 print(f"{module.skipped_steps} of {trainer.global_step} steps were skipped: a loss or gradient was not finite")
             if models:

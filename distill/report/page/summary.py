@@ -10,6 +10,7 @@ Figures = Mapping[str, Any]
 
 TEACHER = "teacher"
 NEARLY_ALL = 0.95  # of the teacher's accuracy
+SURE = 0.05  # of probability: where the interval of the overconfidence reaches farther, it is not said to be none
 
 
 class Headlines(NamedTuple):
@@ -123,15 +124,18 @@ def _certainty(over: Any) -> str:
         "too sure": "It is more certain than it has a right to be.",
         "too cautious": "It is less certain than it could be.",
         "as it should be": "It is as certain as it has a right to be.",
+        "not known": "Too few rows say whether it is as certain as it has a right to be.",
         "": "",
     }[_calibration(over)]
 
 
-def _calibration(over: Any) -> Literal["too sure", "too cautious", "as it should be", ""]:
+def _calibration(over: Any) -> Literal["too sure", "too cautious", "as it should be", "not known", ""]:
     """What the interval of the mean overconfidence says."""
     if over is None:
         return ""
-    return "too sure" if over["low"] > 0 else "too cautious" if over["high"] < 0 else "as it should be"
+    if over["low"] > 0 or over["high"] < 0:
+        return "too sure" if over["low"] > 0 else "too cautious"
+    return "as it should be" if max(-over["low"], over["high"]) <= SURE else "not known"
 
 
 def _tone(told: Headlines) -> Literal["plain", "good", "warning"]:

@@ -128,7 +128,7 @@ def interval(score: Score) -> dict[str, float] | float:
     """With its 95 % interval: of the bootstrap over examples; else of the harness's standard error; the value alone where there is none."""
     if len(score.examples) > 1:
         values = _values(score)
-        return Resampler(np.arange(len(values))).mean(values).as_dict()
+        return Resampler(np.arange(len(values))).share(values).as_dict()  # of values beyond [0, 1] it is the plain mean
     if score.error is not None:
         return Interval(score.value, score.value - 1.96 * score.error, score.value + 1.96 * score.error).as_dict()
     return score.value

@@ -10,12 +10,12 @@ from distill.metrics.calibration import BINS, equal_width
 from distill.report.evidence import TEACHER, Evidence
 from distill.report.page import plots
 from distill.report.page.blocks import Block, Grid, Missing, Note, Picture
+from distill.report.page.summary import SURE
 from distill.report.page.words import number, percent
 from distill.report.probes import calibration
 from distill.report.sections.base import Section
 
 FEW = 10  # positions: a bin with fewer is not drawn
-SURE = 0.05  # of probability: where the interval of the overconfidence reaches farther, it is not said to be none
 SMALL = 0.01  # a point of probability: what is less is called little
 MOST = 0.5  # of an error, at most, is left where most of it is mended
 

@@ -89,6 +89,7 @@ SURE, FAIR, SHY = interval(0.02, 0.01, 0.03), interval(0.002, -0.01, 0.01), inte
         (NEARLY_ALL, SHY, "good", "It is less certain than it could be."),
         (SOME, SURE, "warning", "It is more certain than it has a right to be."),
         (SOME, FAIR, "plain", "It is as certain as it has a right to be."),
+        (SOME, interval(-0.04, -0.11, 0.03), "plain", "Too few rows say whether it is as certain as it has a right to be."),
     ],
 )
 def test_what_is_good_and_what_is_a_warning(kept: Any, over: Any, tone: str, said: str) -> None:

@@ -136,13 +136,15 @@ def test_intervals_are_of_examples_where_there_are_some():
     assert [found["low"], found["high"]] == pytest.approx([rights.mean() - half, rights.mean() + half], abs=0.008)
     assert interval(Score(0.5, 0.1)) == pytest.approx({"value": 0.5, "low": 0.5 - 0.196, "high": 0.5 + 0.196})
     assert interval(Score(12.5, None)) == 12.5
+    assert interval(Score(1.0, 0.0, dict.fromkeys(range(8), 1.0)))["low"] == pytest.approx(0.025 ** (1 / 8))
 
 
 def test_differences_are_paired_by_example():
     rights = np.random.default_rng(0).random(300).round()
     teacher = Score(rights.mean(), 0.0, dict(enumerate(rights)))
     shuffled = Score(rights.mean(), 0.0, dict(reversed([*enumerate(rights)])))
-    assert difference(shuffled, teacher) == {"value": 0.0, "low": 0.0, "high": 0.0}
+    reach = 1 - 0.025 ** (1 / 300)  # not paired it would be 0.08; that no example differs does not say that none would
+    assert difference(shuffled, teacher) == pytest.approx({"value": 0.0, "low": -reach, "high": reach})
     fewer = Score(rights[1:].mean(), 0.0, dict(enumerate(rights[1:])))
     assert "missing" in difference(fewer, teacher)
     worse = Score(0.0, 0.0, dict.fromkeys(range(300), 0.0))

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: demo test check install seeds bench clean
+.PHONY: demo reports test check install seeds bench clean
 
 install: $(STAMP)
 
@@ -19,6 +19,10 @@ $(STAMP): constraints.txt pyproject.toml
 
 demo: install
 	$(BIN)/python train.py --config kd_llama.yaml
+
+# The three reports that the README shows: a language model, a classifier, a student of 4-bit weights with its exports.
+reports: install
+	$(BIN)/python scripts/reports.py
 
 # Much of the suite waits, for time-outs, ranks and servers: three processes on two cores, one thread each.
 test: install

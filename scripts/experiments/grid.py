@@ -61,7 +61,7 @@ def train(folder: Path, config: str, args: Sequence[str]) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
-    if main(["fit", "--config", config, f"--runs={folder.parent}", f"--name={folder.name}", *args]) != 0:
+    if main(["fit", "--config", config, f"--runs={folder.parent}", f"--name={folder.name}", "--report_rows=0", *args]) != 0:
         raise SystemExit(f"the run {folder} failed")
     print(f"{folder}: {time.perf_counter() - start:.0f} s", flush=True)
 

@@ -1,7 +1,6 @@
 """The command behind the command line: LightningCLI, with one folder a run, a baseline, and a teacher's recipe that runs first."""
 
 import logging
-import signal
 import sys
 import traceback
 import warnings
@@ -14,7 +13,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from distill import checkpoints, cluster, folders, signals, slurm
+from distill import checkpoints, cluster, ending, folders, slurm
 from distill.callbacks.checkpoint import Checkpoints
 from distill.callbacks.checkpoint_io import AsyncCheckpointIO, AtomicCheckpointIO
 from distill.callbacks.memory import OutOfMemory, is_out_of_memory
@@ -25,11 +24,8 @@ from distill.callbacks.progress import progress_callback
 from distill.callbacks.watchdog import Watchdog
 from distill.compress.base import Compression
 from distill.data.base import DistillData
-from distill.export.subjects import exported
 from distill.lookup import find_config
 from distill.module import DistillModule
-from distill.report import whole
-from distill.report.gather import Models, evidence, name_of
 from distill.report.run import Run
 from distill.report.sources.dry_run import DryRun, memory
 from distill.types import ConfigError, DistillError, TrainingError
@@ -260,26 +256,8 @@ class Command(LightningCLI):
         nothing_held_out = self.datamodule.val_set is None or not self.trainer.limit_val_batches
         if config.dry_run or not config.report_rows or nothing_held_out or not self.trainer.is_global_zero:
             return
-        again = f"write it with: python train.py report {self.folder}"
-        try:
-            with signals.at_once():
-                self._report(config)
-        except signals.Stopped as stop:
-            came = signal.Signals(int(stop.code or 0) - 128)
-            print(f"The run is complete; its report was stopped by {came.name}, {again}", file=sys.stderr, flush=True)
-            if came == signal.SIGINT:  # after any other the run has all that it needs, and is not to be queued again
-                raise
-        except Exception as error:  # the run is done and safe
-            if not isinstance(error, DistillError | OSError):  # a disk that is full says all there is to say
-                traceback.print_exc(file=sys.stderr)
-            print(f"The run is complete, its report is not: {error}. Once that is mended {again}", file=sys.stderr, flush=True)
-
-    def _report(self, config: Any) -> None:
-        models = Models(self.model, self.folder, self.trainer.strategy.root_device)
-        models.add_all(name_of(self.model))
-        exports = exported(self.folder, models.task, models.absent)
-        found = evidence(models, name_of(self.model), config.report_rows, exports)
-        print(f"The report is {whole.write(found, wandb=config.wandb_project if config.logger == 'wandb' else None)}")
+        wandb = config.wandb_project if config.logger == "wandb" else None
+        ending.report(self.trainer, self.model, self.folder, config.report_rows, wandb)
 
     def _make_teacher(self, recipe: str) -> None:
         teacher, path = self.model.teacher, recipe_file(recipe)

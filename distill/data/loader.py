@@ -1,14 +1,17 @@
 """The loaders: which rows go into which optimizer step, the same at every split into ranks and micro-batches, and resumable."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from datasets.utils import tqdm as datasets_tqdm
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from distill import signals
 from distill.types import IGNORE_INDEX, ConfigError, DataError
@@ -205,6 +208,14 @@ def _reader(rows: Any, collate: Callable[..., dict[str, Tensor]], index_lists: l
         batch_sampler=index_lists,
         collate_fn=collate,
         num_workers=num_workers,
-        worker_init_fn=signals.in_reader,  # else a signal to the job kills the readers, and they the training
+        worker_init_fn=_in_reader,
         generator=torch.Generator(),  # its own: each new iterator draws a number, and the global state must be that of an uninterrupted run
     )
+
+
+def _in_reader(worker: int) -> None:
+    signals.in_reader(worker)  # else a signal to the job kills the readers, and they the training
+    # datasets makes a bar, unseen, for every batch. The bars' own lock is a semaphore that forks share: a reader killed while it holds it,
+    # for want of memory, would leave the training waiting for it instead of failing.
+    for bar in (tqdm, datasets_tqdm):
+        bar.set_lock(threading.RLock())

@@ -1,9 +1,13 @@
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets.utils import tqdm as datasets_tqdm
+from tqdm import tqdm
 
 from distill.data.loader import EvalLoader, Loader, permutation
 from distill.data.packing import stack
@@ -317,3 +321,20 @@ def test_eval_sees_each_row_once_and_keeps_ranks_in_step(count, world_size, num_
     assert sorted(pair for pair in valid if pair[1]) == [(i, 1 + i % 3) for i in range(count)]
     blank = [batch for batch in batches if (batch["labels"] == -100).all()]
     assert len(blank) == -math.ceil(count / 2) % world_size
+
+
+def killed_in_a_bar(batch):
+    with datasets_tqdm.get_lock():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("bar", [tqdm, datasets_tqdm])
+def test_a_reader_that_is_killed_takes_no_lock_along(bar):
+    """The bars' lock is a semaphore that forks share, and the training's own bar takes it."""
+    bar(disable=True)  # makes the lock, as a progress bar does
+    with pytest.raises(RuntimeError, match=r"killed by signal: Killed|exited unexpectedly"):
+        list(EvalLoader(rows(4), killed_in_a_bar, 2, 0, 1, num_workers=1))
+    for each in (tqdm, datasets_tqdm):
+        for lock in each.get_lock().locks:
+            assert lock.acquire(timeout=5)
+            lock.release()

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from tqdm.std import TqdmDefaultWriteLock, tqdm  # type: ignore[import-untyped]
 from transformers import LlamaForCausalLM
 
 from distill.data.text import PromptData
@@ -59,22 +61,27 @@ def killed_and_resumed(name: str, kills: int) -> list[tuple[int, bool]]:
     Returns:
         For each writer, how many shards were finished when it died, and whether the store that was resumed is the whole one.
     """
+    # tqdm's own lock, which datasets takes for every batch, is a semaphore that forks share: a writer killed while it holds it would
+    # leave it locked for all that come after. A lock that is set before any bar is made is that of its subclasses too.
+    assert not hasattr(TqdmDefaultWriteLock, "mp_lock")
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     folder, rng = Path(name), random.Random(5)
     made, taps = ready(folder, "whole", rows=36)
-    write = lambda store: (made.cached.keep_in(str(folder / store)), caching.write(made, taps, 4))
-    _forked(write, "whole", lambda: False)
+    write = lambda store: (made.cached.keep_in(str(store)), caching.write(made, taps, 4))
+    _forked(write, folder / "whole", lambda: False)
     expected, found = content(folder / "whole"), []
     for number in range(kills):
         store, names = folder / f"store-{number}", rng.randint(1, len(expected) - 1)
-        _forked(write, store.name, lambda store=store, names=names: store.exists() and len(os.listdir(store)) > names)
+        _forked(write, store, lambda store=store, names=names: store.exists() and len(os.listdir(store)) > names)
         shards = len(list(store.glob("shard-*.json")))
         whole = (store / "finished.json").exists()
-        _forked(write, store.name, lambda: False)
+        _forked(write, store, lambda: False)
         found.append((-1 if whole else shards, content(store) == expected))
     return found
 
 
-def _forked(write: Callable[[str], Any], store: str, enough: Callable[[], bool]) -> None:
+def _forked(write: Callable[[Path], Any], store: Path, enough: Callable[[], bool]) -> None:
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -82,10 +89,11 @@ def _forked(write: Callable[[str], Any], store: str, enough: Callable[[], bool])
         os._exit(0)
     end = time.monotonic() + 100
     while os.waitpid(child, os.WNOHANG) == (0, 0):
-        assert time.monotonic() < end, "the writer does not end"
-        if enough():
+        late = time.monotonic() > end
+        if late or enough():
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+            assert not late, "the writer does not end"
             return
         time.sleep(0.003)
 

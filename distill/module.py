@@ -80,6 +80,7 @@ class DistillModule(Pair):
 
     def on_fit_start(self) -> None:
         """Refuse rows that the student mixes up, and a window that the loader does not count."""
+        super().on_fit_start()
         assert self.student is not None, "configure_model comes first"
         through(self.trainer, "check_student")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]

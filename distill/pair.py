@@ -16,6 +16,7 @@ from distill.compress.base import Compression
 from distill.compress.integers import forget
 from distill.data.base import DistillData
 from distill.data.loader import Loader
+from distill.exact import exact_buffers, put_back
 from distill.layers import layers_of
 from distill.losses.base import Loss, Setting, Term
 from distill.losses.measure import measure
@@ -46,6 +47,7 @@ class Pair(pl.LightningModule):
         self.losses = nn.ModuleDict(losses)
         self.student: nn.Module | None = None
         self.size: dict[str, Any] = {}  # of the student, see `hub.describe`
+        self._exact: dict[str, Tensor] = {}  # buffers of the student, see `exact.py`
         self.expected: dict[str, Any] = {}
         self.stopwatch = Stopwatch()
         self.teacher_share: float | None = None  # of the last step, where it was one that is logged
@@ -90,6 +92,7 @@ class Pair(pl.LightningModule):
                 if self.teacher is not None:
                     self.teacher.beside(self.student)
                 self._prepare_terms(self.student)
+                self._exact = exact_buffers(self.student)
 
     def new_student(self, dtype: torch.dtype) -> nn.Module:
         """Make the student as it is before training, its weights in this dtype; seeds torch."""
@@ -149,6 +152,22 @@ class Pair(pl.LightningModule):
         check_length(self.student, self.data.max_length, "model.student")
         if self.data.pack:
             check_packing(self.task, self.student, "model.student")
+
+    def on_fit_start(self) -> None:
+        """Undo what the strategy's cast of the whole module has rounded."""
+        self._put_back()
+
+    def on_validation_start(self) -> None:
+        """The same, where this is all that is done."""
+        self._put_back()
+
+    def on_test_start(self) -> None:
+        """The same."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        assert self.student is not None, "configure_model comes first"
+        put_back(self.student, self._exact)
 
     def on_train_start(self) -> None:
         """Look once more: a teacher that moves is silently wrong."""

@@ -70,8 +70,8 @@ def replicated(job: Job, ranks: int) -> State:
 
     `wΨ + wΨt + 2wΨt`, w the bytes of a weight: 4 in float32 and in mixed precision, 2 in true half precision (AdamW's moments have the
     dtype of the parameters). DDP's reducer has buckets of `wΨt` beside the gradients. Autocast keeps half-precision copies of the
-    matrices, `2Ψ`, from forward to backward. torch's AdamW makes temporaries of `wΨt` on a GPU (its foreach implementation), and of
-    two of its largest tensor on a CPU.
+    matrices, `2Ψ`, from forward to backward. torch's AdamW makes temporaries of `wΨt` on a GPU (its foreach implementation), and none
+    on a CPU (its fused one).
     """
     w, trained = job.weight, job.trainable
     return State(
@@ -80,8 +80,12 @@ def replicated(job: Job, ranks: int) -> State:
         optimizer=2 * w * trained,
         always=w * trained if ranks > 1 else 0,
         running=_casts(job, job.student.parameters),
-        stepping=w * trained if job.device == "cuda" else 2 * w * max(job.student.embedding, job.student.head),
+        stepping=_temporaries(job, trained),
     )
+
+
+def _temporaries(job: Job, trained: int) -> int:
+    return job.weight * trained if job.device == "cuda" else 0
 
 
 def _casts(job: Job, values: int) -> int:
@@ -105,7 +109,7 @@ def fsdp2(job: Job, ranks: int) -> State:
         optimizer=2 * w * trained,
         running=job.compute * gathered,
         reducing=w * gathered,
-        stepping=w * trained,
+        stepping=_temporaries(job, trained),
     )
 
 

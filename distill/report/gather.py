@@ -14,6 +14,7 @@ from torch import nn
 
 from distill.data.base import DistillData
 from distill.data.loader import EvalLoader
+from distill.exact import cast
 from distill.module import DistillModule
 from distill.report.evidence import ALONE, BEFORE, TEACHER, Evidence, Subject
 from distill.report.history import series
@@ -21,6 +22,7 @@ from distill.report.observe import observe
 from distill.report.student import deployed
 from distill.students.lora import merged
 from distill.teachers.base import Teacher
+from distill.teachers.online import OnlineTeacher
 from distill.teachers.own import SelfTeacher
 from distill.teachers.several import teachers_of
 from distill.types import Batch, ConfigError
@@ -53,6 +55,8 @@ class Models:
         if teacher is None or why:
             self.absent[TEACHER] = why
             return
+        for part in _online(teacher):
+            part.sharded = False  # in one process there is nobody to share it with, and `setup` moves it whole
         teacher.setup(self.task, self.device, self._dtype())
         teacher.check(self.module.data.tokenizer, self.module.data.model_config())
         held = teacher.models()
@@ -108,7 +112,7 @@ class Models:
         if student is None:
             self.add_saved(name)
         else:
-            self.add(name, deployed(self.module, student))
+            self.add(name, cast(deployed(self.module, student), self._dtype()))
 
     def _dtype(self) -> torch.dtype:
         return torch.float32 if self.device.type == "cpu" else self.module._dtypes()[0]
@@ -120,11 +124,15 @@ def _unusable(teacher: Teacher | None) -> str:
         return "the student was trained without a teacher"
     if recipe := teacher.recipe_needed():
         return f"the teacher {teacher.name} does not exist here; {recipe} makes it"
-    if getattr(teacher, "sharded", False):
+    if any(part.sharded and part.is_spread for part in _online(teacher)):
         return "the teacher's weights lie on several ranks; `distill report` in one process measures it"
     if teacher.support != "classes":
         return f"the teacher is {teacher.name}, which gives no probabilities of all classes for held-out rows"
     return ""
+
+
+def _online(teacher: Teacher) -> list[OnlineTeacher]:
+    return [part for part in teachers_of(teacher) if isinstance(part, OnlineTeacher)]
 
 
 def name_of(module: DistillModule) -> str:

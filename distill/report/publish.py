@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ LEFT_OUT = ("curves", "config", "environment", "left")  # the curves are there a
 FILES = ("report.html", "report.json")
 
 
-def publish(loggers: Iterable[Logger], folder: Path, report: Mapping[str, Any], chapters: Sequence[Chapter], suffix: str = "") -> bool:
+def publish(logger: Logger, folder: Path, report: Mapping[str, Any], chapters: Sequence[Chapter], suffix: str = "") -> bool:
     """Show a report in the run's page, if it has one; takes `PATIENCE_S` at most, and is no reason for anything to fail.
 
     `report/CHAPTER/FIGURE` in the summary, with `_low` and `_high` beside a figure that has an interval; each table and picture under
     `report/CHAPTER/…`; the page as `report/page`; and the artifact `report-ID` of type `report` with `report.html` and `report.json`.
 
     Args:
-        loggers: of the trainer; those that are not of W&B are passed over.
+        logger: of the run; one that is not of W&B shows nothing.
         folder: of the run, with the files of the report.
         report: `report.json`.
         chapters: of the page.
@@ -37,12 +37,10 @@ def publish(loggers: Iterable[Logger], folder: Path, report: Mapping[str, Any], 
     Returns:
         Whether W&B has it.
     """
-    done = False
-    for logger in loggers:
-        if isinstance(logger, Tracked):
-            files = [folder / f"{Path(name).stem}{suffix}{Path(name).suffix}" for name in FILES]
-            done = logger.within(PATIENCE_S, "THE REPORT", files[0], lambda run: _publish(run, files, report, chapters))  # noqa: B023
-    return done
+    if not isinstance(logger, Tracked):
+        return False
+    files = [folder / f"{Path(name).stem}{suffix}{Path(name).suffix}" for name in FILES]
+    return logger.within(PATIENCE_S, "THE REPORT", files[0], lambda run: _publish(run, files, report, chapters))
 
 
 def publish_again(project: str, folder: Path, report: Mapping[str, Any], chapters: Sequence[Chapter], suffix: str = "") -> bool:
@@ -60,7 +58,7 @@ def publish_again(project: str, folder: Path, report: Mapping[str, Any], chapter
     if not (folder / "wandb_id").is_file():
         print(f"'{folder}' was not tracked in Weights & Biases; it becomes a run of its own there", file=sys.stderr)
     logger = wandb_logger(project, folder, {})
-    done = publish([logger], folder, report, chapters, suffix)
+    done = publish(logger, folder, report, chapters, suffix)
     logger.finalize("success")
     return done
 

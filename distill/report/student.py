@@ -89,7 +89,9 @@ def prepared(module: DistillModule, dtype: torch.dtype) -> nn.Module:
 
 
 def trained(module: DistillModule, path: Path) -> nn.Module:
-    """Give the student of a checkpoint, in float32, as it is trained: LoRA beside its base, compressions not carried out.
+    """Give the student of a checkpoint as it is trained: LoRA beside its base, compressions not carried out.
+
+    Its dtype is that of `whole`: quantised, the same weights come to other integers in another.
 
     Args:
         module: that knows its task, data and compressions; these get their state as well.
@@ -100,7 +102,8 @@ def trained(module: DistillModule, path: Path) -> nn.Module:
     """
     saved = consolidated.read(path) if path.is_dir() else AtomicCheckpointIO().load_checkpoint(path)
     weights = {name.removeprefix(STUDENT): weight for name, weight in saved["state_dict"].items() if name.startswith(STUDENT)}
-    student = prepared(module, torch.float32)
+    own = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
+    student = prepared(module, torch.float32 if path.is_dir() else own)
     frozen = {name for name, parameter in student.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     check_names(path, weights, student.state_dict(), frozen)  # exclude_frozen_parameters leaves them to their base
     try:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from distill.balance.gradnorm import GradNorm
+from distill.exact import exact_buffers
 from distill.parallel.through import through
 from distill.parallel.weights import whole_state_dict
 from tests import pair
@@ -39,6 +40,7 @@ def train(folder: Path, spec: str, ranks: int, precision: str = "32-true", exact
     assert module.student is not None
     weights, student = whole_state_dict(trainer, module), whole_state_dict(trainer, module.student)
     assert all(torch.equal(weights[f"student.{name}"], weight) for name, weight in student.items())
+    assert {buffer.dtype for buffer in exact_buffers(module.student).values()} == {torch.float32}, "no strategy's cast rounds angles"
     return Curve(record.losses, record.norms, weights, measured(trainer), moved)
 
 

@@ -71,3 +71,16 @@ def test_random_numbers_go_on_as_if_no_report_had_been_made(tmp_path: Path) -> N
     torch.manual_seed(7)
     collected(OnlineTeacher(folder), Pretrained(folder), tmp_path)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_teacher_that_ranks_would_share_is_whole_in_one_process(tmp_path: Path) -> None:
+    folder = save(causal_lm(), tmp_path)
+    teacher = OnlineTeacher(folder, sharded=True)
+    assert TEACHER in collected(teacher, Pretrained(folder), tmp_path).subjects
+
+    teacher = OnlineTeacher(folder, sharded=True)
+    teacher.is_spread = True  # as `spread` leaves it: each rank holds a part
+    for asked in (teacher, Ensemble([teacher, OnlineTeacher(folder)])):
+        models = collected(asked, Pretrained(folder), tmp_path)
+        assert TEACHER not in models.subjects
+        assert "several ranks" in models.absent[TEACHER]

@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def show(logger: Any, folder: Path) -> bool:
-    return publish([DummyLogger(), logger], folder, {"sections": SECTIONS}, chapters())
+    return publish(logger, folder, {"sections": SECTIONS}, chapters())
 
 
 def test_numbers_by_their_path() -> None:
@@ -140,4 +140,4 @@ def test_a_report_that_is_not_there_is_a_line_too(
 
 
 def test_without_a_wandb_logger_nothing_happens(folder: Path) -> None:
-    assert not publish([DummyLogger()], folder, {"sections": SECTIONS}, chapters())
+    assert not publish(DummyLogger(), folder, {"sections": SECTIONS}, chapters())

@@ -36,7 +36,8 @@ class Pruning(Masking):
         include: patterns of the names of the linears, e.g. `*.mlp.*`; None for all but the head.
         exclude: patterns of those to leave out.
         begin, end: shares of all optimizer steps.
-        every: optimizer steps between two masks.
+        every: optimizer steps between two masks; None for 1 with `movement`, as published, and 10 else. Scores that are learned straight
+            through the mask overshoot where it stands still: many weights that pull the same way go at once.
         turns: of `iterative`.
         seed: of `random`.
 
@@ -55,7 +56,7 @@ class Pruning(Masking):
         exclude: list[str] | None = None,
         begin: float = 0.1,
         end: float = 0.7,
-        every: int = 10,
+        every: int | None = None,
         turns: int = 5,
         seed: int = 0,
     ) -> None:
@@ -64,8 +65,9 @@ class Pruning(Masking):
             ("turns", turns, turns >= 1, "at least 1"),
         )
         self.sparsity, self.method, self.schedule, self.turns, self.seed = sparsity, method, schedule, turns, seed
-        if schedule == "one_shot" and method in ("movement", "displacement") and begin == 0:
+        if schedule != "cubic" and self.remembers and begin == 0:
             raise ConfigError(f"{self.key()}: {method} knows nothing before training; set begin above 0")
+        every = every if every is not None else 1 if method == "movement" else 10
         super().__init__(self._pruner(structure, scope, include, exclude), begin, end, every)
 
     def _pruner(self, structure: Structure | None, scope: Scope | None, include: list[str] | None, exclude: list[str] | None) -> Pruner:
@@ -93,6 +95,11 @@ class Pruning(Masking):
         """What is pruned, how, and how far it has come."""
         when = f"at {self.begin:.0%}" if self.schedule == "one_shot" else f"from {self.begin:.0%} to {self.end:.0%}"
         return [f"{self.sparsity:.0%} of the {self.pruner.unit} by {self.method}, {self.schedule} {when} of the steps", *super().summary()]
+
+    def span(self, trainer: pl.Trainer) -> tuple[int, int]:
+        """Begin no sooner than there is something to remember."""
+        first, last = super().span(trainer)
+        return (max(1, first), max(1, last)) if self.remembers else (first, last)
 
     def update(self, trainer: pl.Trainer, step: int, first: int, last: int, batch: Batch) -> None:
         """Keep what is worth most."""

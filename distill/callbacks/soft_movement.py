@@ -46,7 +46,7 @@ class SoftMovementPruning(Masking):
         exclude: list[str] | None = None,
         begin: float = 0.1,
         end: float = 0.7,
-        every: int = 10,
+        every: int = 1,
     ) -> None:
         self.check_ranges(
             ("penalty", penalty, penalty > 0, "above 0; without it nothing is masked"),

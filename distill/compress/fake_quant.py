@@ -8,13 +8,14 @@ modules, so that masks and factors can share the weight with them. With bits b, 
 The gradient passes straight through the rounding and is 0 where q was clipped, `∂w'/∂w = [−2^(b−1) ≤ round(w / s) ≤ 2^(b−1) − 1]`; s
 counts as a constant. The largest weight of a group always comes to ±(2^(b−1) − ½), a tie that float32 breaks either way: above 0 it is
 clipped or not, below 0 its level is the lowest or the next. So runs that differ in the last bit part sooner than in floats. Inputs, where a
-scheme has them, are 8-bit per token with a zero point, on the range `[min(x, 0), max(x, 0)]`.
+scheme has them, are 8-bit per token with a zero point, on the range `[min(x, 0), max(x, 0)]`. fp8 rounds to e4m3 with `s = max|w| / 448` of
+a row or token; nothing is clipped, and its gradient is 1 everywhere.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def weight_quantiser(how: Scheme, key: str = "QuantizationAwareTraining") -> Cal
         return lambda weight: ternary(weight, how.group_size)
     qat = _torchao_qat(key)
     if how.kind == "fp8":
-        return qat.Float8FakeQuantizer(qat.Float8FakeQuantizeConfig())
+        return _float8(qat)
     dtype = getattr(torch, f"int{how.bits}")
     granularity: dict[str, Any] = {"granularity": "per_channel"} if how.group_size is None else {"group_size": how.group_size}
     # scale_precision None: of the weight's dtype, as what torchao infers from its own base configs
@@ -46,7 +47,7 @@ def input_quantiser(how: Scheme, key: str = "QuantizationAwareTraining") -> Call
     """The function from inputs `[…, in]` to their quantised values, in floats: int8 with a zero point, or fp8, one scale a token."""
     qat = _torchao_qat(key)
     if how.kind == "fp8":
-        return qat.Float8FakeQuantizer(qat.Float8FakeQuantizeConfig())
+        return _float8(qat)
     return _forgetful(qat.IntxFakeQuantizer(qat.IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False, scale_precision=None)))
 
 
@@ -56,6 +57,22 @@ def _torchao_qat(key: str) -> Any:
     except ImportError:
         raise ConfigError(f"{key} needs torchao, which is not installed: pip install 'torchao>=0.18'") from None
     return qat
+
+
+def _float8(qat: Any) -> Callable[[Tensor], Tensor]:
+    # torchao's backward casts the gradient to 8 bits and loses nearly all of it; a row of zeros must not be divided by its maximum
+    quantiser = qat.Float8FakeQuantizer(qat.Float8FakeQuantizeConfig(hp_value_lb=1e-12))
+    return lambda value: cast(Tensor, _StraightThrough.apply(value, quantiser))
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, quantiser: Callable[[Tensor], Tensor]) -> Tensor:
+        return quantiser(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def _forgetful(quantiser: Any) -> Callable[[Tensor], Tensor]:

@@ -42,9 +42,9 @@ class Groups:
         """Add the scores of a group's weights up: `Σ_w∈group score(w)`, `[count]`.
 
         Args:
-            scores: by name of the linear, `[out, in]`.
+            scores: by name of the linear, `[out, in]`; of all, or of those that count.
         """
-        sums = [scores[name].sum(1) for name in self.rows]
+        sums = [scores[name].sum(1) for name in self.rows if name in scores]
         if self.columns is not None:
             sums.append(scores[self.columns].sum(0))
         return torch.stack([each.view(self.count, -1).sum(1) for each in sums]).sum(0)

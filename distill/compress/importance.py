@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from distill.checks import evaluating
 from distill.compress.families import Family, family_of, layers_of, linear
+from distill.compress.norms import at
 from distill.compress.structured import head_dim
 from distill.tasks import Task
 from distill.types import Batch
@@ -115,18 +116,19 @@ def means(model: PreTrainedModel, task: Task, batches: Iterable[Batch], measures
         By the same names, on the CPU in float64.
     """
     sums: dict[str, Tensor] = {}
-    count = 0
+    counts: dict[str, int] = dict.fromkeys(measures, 0)
     with evaluating(model), torch.no_grad():
         for batch in batches:
             here = {name: value.to(model.device) for name, value in batch.items()}
             taps = task.outputs(model, here, {tap for wanted, _ in measures.values() for tap in wanted}).taps
             valid = here.get("attention_mask", torch.ones_like(here["input_ids"])).bool()
-            count += int(valid.sum())
             for name, (wanted, function) in measures.items():
-                total = function(*(taps[tap][valid].float() for tap in wanted)).sum(0).double().cpu()
+                rows = [at(taps[tap], valid).float() for tap in wanted]
+                total = function(*rows).sum(0).double().cpu()
                 sums[name] = sums[name] + total if name in sums else total
-    assert count, "there are no calibration batches"
-    return {name: total / count for name, total in sums.items()}
+                counts[name] += len(rows[0])
+    assert sums, "there are no calibration batches"
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
 def norms_of(model: PreTrainedModel) -> list[str]:

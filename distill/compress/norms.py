@@ -36,11 +36,14 @@ def input_norms(model: nn.Module, names: Sequence[str], batch: Batch, run: Calla
     return {name: summed(square).sqrt() for name, square in squares.items()}
 
 
+def at(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Give the vectors `[N, D]` of the valid positions `[B, T]`; all of what has no positions, as a pooler's `[B, D]`."""
+    return x[valid] if valid is not None and x.shape[:-1] == valid.shape else x.reshape(-1, x.shape[-1])
+
+
 def _adder(name: str, valid: Tensor | None, squares: dict[str, Tensor]) -> Callable[[nn.Module, Any], None]:
     def add(_module: nn.Module, args: Any) -> None:
-        x: Tensor = args[0].detach()
-        rows = x[valid] if valid is not None and x.shape[:-1] == valid.shape else x.reshape(-1, x.shape[-1])  # a pooler has no positions
-        square = rows.float().square().sum(0)
+        square = at(args[0].detach(), valid).float().square().sum(0)
         squares[name] = squares[name] + square if name in squares else square
 
     return add

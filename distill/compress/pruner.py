@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from distill.compress import groups, pass_by
-from distill.compress.fake_quant import FakeQuantisedWeight
+from distill.compress.fake_quant import FakeQuantisedWeight, stored
 from distill.compress.families import layers_of
 from distill.compress.groups import Groups, Structure, groups_of
 from distill.compress.mask import DisplacementMask, Mask, MovementMask, burn, mask_of, masks_of, own_weight, parametrizations, put
@@ -123,7 +123,7 @@ class Weights(Pruner):
     def prepare(self, model: PreTrainedModel) -> None:
         """Put a mask on each linear."""
         for module in linears(model, self.include, self.exclude, self.key).values():
-            put(module, self.kind(module.weight, owner=self.owner))
+            put(module, self.kind(stored(module), owner=self.owner))
 
     def names(self, model: PreTrainedModel) -> list[str]:
         """The masked linears."""
@@ -154,7 +154,8 @@ class Weights(Pruner):
 class Parts(Pruner):
     """Neurons, heads, groups of heads, or layers.
 
-    A group is masked where it goes out: with the columns of the linear behind it at 0, its rows do nothing, and get no gradient.
+    A group is masked where it goes out: with the columns of the linear behind it at 0, its rows do nothing, and get no gradient. So scores
+    that are learned are those of the columns, which get theirs straight through the mask; a layer that is passed by gets none.
 
     Args:
         kind: of the masks.
@@ -167,17 +168,20 @@ class Parts(Pruner):
         self.structure, self.key = structure, key
 
     def prepare(self, model: PreTrainedModel) -> None:
-        """Put a mask on the linear behind each layer's groups, or a switch into the layer; scores on all linears of a group."""
+        """Put a mask on the linear behind each layer's groups, or a switch into the layer; what is remembered on all that is scored."""
         for layer, group in zip(layers_of(model), self._groups(model), strict=True):
             if group.columns is None:
                 pass_by.add(layer, self.owner)
-            for name in group.linears:
+            for name in self._scored(group):
                 module = model.get_submodule(name)
                 assert isinstance(module, nn.Linear)
                 if name == group.columns:
-                    put(module, self.kind(module.weight, (1, module.in_features), self.owner))
+                    put(module, self.kind(stored(module), (1, module.in_features), self.owner))
                 elif self.kind is not Mask:
-                    put(module, self.kind(module.weight, (1, 1), self.owner))
+                    put(module, self.kind(stored(module), (1, 1), self.owner))
+
+    def _scored(self, group: Groups) -> tuple[str, ...]:
+        return group.linears if group.columns is None or self.kind is not MovementMask else (group.columns,)
 
     def _groups(self, model: PreTrainedModel) -> list[Groups]:
         try:
@@ -215,13 +219,13 @@ class Parts(Pruner):
                         )
 
     def names(self, model: PreTrainedModel) -> list[str]:
-        """The linears of all groups."""
-        return [name for group in self._groups(model) for name in group.linears]
+        """The linears that tell what the groups are worth."""
+        return [name for group in self._groups(model) for name in self._scored(group)]
 
     def update(self, model: PreTrainedModel, sparsity: float, score: Score) -> None:
         """Keep the groups that are worth most, as many in each layer."""
         found = self._groups(model)
-        worths = [group.worth({name: score(name) for name in group.linears}) for group in found]
+        worths = [group.worth({name: score(name) for name in self._scored(group)}) for group in found]
         kept = groups.choose(worths, self.structure, found[0].alone, groups.kept_groups(model, self.structure, sparsity))
         for layer, group, marks in zip(layers_of(model), found, kept, strict=True):
             if group.columns is None:

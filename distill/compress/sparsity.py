@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,10 +84,20 @@ def largest(scores_RN: Tensor, kept: int) -> Tensor:
     Returns:
         `[R, N]`, bool.
     """
-    limit = scores_RN.kthvalue(scores_RN.shape[1] - kept + 1, dim=1, keepdim=True).values
+    limit = _ascending(scores_RN, scores_RN.shape[1] - kept)
+    reached = scores_RN >= limit
+    if bool((reached.sum(1, dtype=torch.int32) == kept).all()):
+        return reached
     above, equal = scores_RN > limit, scores_RN == limit
     free = kept - above.sum(1, keepdim=True, dtype=torch.int32)
     return above | (equal & (equal.cumsum(1, dtype=torch.int32) <= free))
+
+
+def _ascending(scores_RN: Tensor, index: int) -> Tensor:
+    """The score at this place of each row in ascending order, `[R, 1]`; NumPy is several times as fast as torch on a CPU."""
+    if scores_RN.device.type != "cpu":
+        return scores_RN.kthvalue(index + 1, dim=1, keepdim=True).values
+    return torch.from_numpy(np.partition(scores_RN.numpy(), index, axis=1)[:, index, None])
 
 
 def masks(scores: Sequence[Tensor], sparsity: float, scope: Scope) -> list[Tensor]:

@@ -87,7 +87,7 @@ def cut(model: PreTrainedModel, kept: Kept) -> None:
         remove_layers(model, kept.layers)
     if not family_of(model).head_dim:
         if after.heads < before.heads:
-            remove_heads_of_bert(model, kept.heads, width)
+            remove_heads_of_bert(model, kept.groups, width)  # a head is a group of its own there
     else:
         if after.groups < before.groups:
             remove_kv_groups(model, kept.groups)

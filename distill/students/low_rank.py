@@ -13,9 +13,11 @@ from distill.compress.factors import Factored, label, put_factors, shapes
 from distill.compress.importance import means
 from distill.compress.select import linears
 from distill.compress.svd import Spectrum, decompose, factors, rank_of_energy, ranks_for_budget, ranks_for_energy
+from distill.exact import cast
 from distill.students.agreed import of_rank_0
 from distill.students.base import Batches, Student
 from distill.students.load import FromConfig
+from distill.students.lora import LoRA
 from distill.students.shrink import Shrunk
 from distill.students.sizes import share
 from distill.tasks import Task
@@ -66,6 +68,8 @@ class LowRank(Student):
             raise ConfigError(f"{KEY}.calibration_batches must be at least 1, got {calibration_batches}")
         if isinstance(base, FromConfig):
             raise ConfigError(f"{KEY}.base is FromConfig, whose random weights have no low rank; take Pretrained or Shrunk")
+        if isinstance(base, LoRA):
+            raise ConfigError(f"{KEY}.base is LoRA, which has layers of its own; turn them round: LoRA with the base LowRank")
         self.base, self.rank, self.energy = base, rank, energy
         self.target = None if target is None else share(target, f"{KEY}.target")
         self.include, self.exclude = include, exclude
@@ -94,7 +98,8 @@ class LowRank(Student):
         low_rank(model, {name: factors(chosen[name].weight, found[name][0], rank) for name, rank in self.ranks.items()})
         low, high = min(self.ranks.values()), max(self.ranks.values())
         self.name = f"{self.base.name} + low rank: {len(self.ranks)} layers of rank {low} to {high}, {model.num_parameters() / before:.0%}"
-        return model.to(dtype)
+        cast(model, dtype)
+        return model
 
     def _ranks(self, model: PreTrainedModel, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
         if self.energy is not None:

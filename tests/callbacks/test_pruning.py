@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from distill.callbacks.pruning import Pruning
-from distill.compress.mask import masks_of, parametrizations
+from distill.callbacks.soft_movement import SoftMovementPruning
+from distill.compress.mask import MovementMask, masks_of, parametrizations
 from distill.module import DistillModule
 from distill.report import student as report
 from distill.students.load import FromConfig
@@ -170,6 +171,7 @@ def test_zeros_stay_zeros_under_a_quantiser_that_comes_after(tmp_path: Path) -> 
         ({"every": 0}, "every must be at least 1"),
         ({"structure": "neurons", "exclude": ["*.0.*"]}, "takes as many neurons out of each layer"),
         ({"method": "movement", "schedule": "one_shot", "begin": 0.0}, "movement knows nothing before training"),
+        ({"method": "displacement", "schedule": "iterative", "begin": 0.0}, "displacement knows nothing before training"),
     ],
 )
 def test_bad_values_are_refused(kwargs: dict[str, Any], message: str) -> None:
@@ -200,6 +202,20 @@ def test_a_share_of_heads_that_takes_none_is_refused() -> None:
         Pruning(0.25, structure="heads").prepare(model, CausalLM())
 
 
+@pytest.mark.parametrize("method", ["movement", "displacement"])
+@pytest.mark.parametrize("schedule", ["one_shot", "iterative"])
+def test_nothing_is_pruned_before_there_is_something_to_go_by(method: Any, schedule: Any, tmp_path: Path) -> None:
+    """Before the first step all scores are 0, and the first weights would stay because they are first."""
+    pruning = Pruning(0.75, method, schedule, begin=0.05, end=0.5, every=1)  # 5 % of 12 steps is none
+    watch = Watch(pruning)
+    fit(tmp_path, pruning, watch)
+    assert all(mask.all() for mask in watch.masks[0].values())
+    for mask in watch.masks[1].values():
+        kept = mask.flatten().nonzero()
+        assert 0 < len(kept) < mask.numel()
+        assert int(kept.max()) + 1 > len(kept), "not simply the first"
+
+
 def test_the_last_mask_is_set_even_where_the_end_is_the_end_of_training(tmp_path: Path) -> None:
     pruning = Pruning(0.5, end=1.0, every=7)
     fit(tmp_path, pruning)
@@ -213,3 +229,28 @@ def test_several_log_under_numbers(tmp_path: Path) -> None:
     assert logged == {"train/sparsity_1": 0.75, "train/sparsity_2": 0.25}
     for one, other in ((parts[0], "self_attn"), (parts[1], "mlp")):
         assert not any(other in name for name in one.pruner.names(student_of(trainer)))
+
+
+def test_learned_masks_are_those_of_their_scores_at_every_step(tmp_path: Path) -> None:
+    """Top_v(S) is taken in each forward pass, to the end of training; arXiv 2005.07683, section 4."""
+
+    class Follow(pl.Callback):
+        moved = 0
+
+        def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+            found = masks_of(student_of(trainer), pruning.pruner.owner)
+            for name, (_, mask) in found.items():
+                scores, kept = cast(MovementMask, mask).scores.detach(), mask.mask.flatten()
+                if trainer.global_step > 9:  # no longer grows, and moves on
+                    self.moved += int((kept != self.last[name]).sum())
+                    assert int(kept.sum()) == len(kept) // 4
+                if trainer.global_step > 3:
+                    assert scores[kept].min() >= scores[~kept].max()
+            self.last = {name: mask.mask.flatten().clone() for name, (_, mask) in found.items()}
+
+    pruning, follow = Pruning(0.75, method="movement", begin=0.25, end=0.75), Follow()
+    fit(tmp_path, pruning, follow)
+    assert follow.moved > 0
+    assert SoftMovementPruning().every == 1
+    assert Pruning(0.5).every == 10
+    assert Pruning(0.5, method="movement", every=3).every == 3

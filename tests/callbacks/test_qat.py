@@ -127,6 +127,23 @@ def _plain(name: str) -> str:
     return name.replace("parametrizations.weight.original", "weight")
 
 
+@pytest.mark.parametrize(("scheme", "group_size"), [("int4", 8), ("ternary", None)])
+def test_in_half_precision_too(scheme: str, group_size: int | None, tmp_path: Path) -> None:
+    """Rotary frequencies stay exact, as transformers loads them: the logits that are measured are those of the saved student."""
+    trainer = fit(tmp_path, qat(scheme=scheme, group_size=group_size), precision="bf16-true")
+    measured, module = student_of(trainer).eval(), module_of(trainer)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    report.save(trainer, module, tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype="auto").eval()
+    assert saved.model.rotary_emb.inv_freq.dtype == measured.model.rotary_emb.inv_freq.dtype == torch.float32
+    ids = models.tokens(2, 30) % len(WORDS)
+    assert saved.dtype == torch.bfloat16
+    assert torch.equal(saved(ids).logits, measured(ids).logits)
+    again = report.deployed(module, report.trained(module, tmp_path / "a.ckpt"))
+    for (name, one), other in zip(saved.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
 def test_head_and_embeddings_stay_as_they_are(tmp_path: Path) -> None:
     callback = qat()
     trainer = fit(tmp_path, callback, student=FromConfig(pair.STUDENT | {"tie_word_embeddings": False}), max_steps=2)

@@ -127,6 +127,21 @@ def test_inputs_are_blended_and_quantised_too() -> None:
     assert len(fake_quant.quantisers(layer)) == 2
 
 
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_the_gradient_of_8_bit_floats_is_whole(strength: float) -> None:
+    """1 everywhere: nothing is clipped, and no gradient, however small, goes through 8 bits itself."""
+    for kind in (
+        fake_quant.FakeQuantisedWeight(schemes.SCHEMES["fp8"]),
+        fake_quant.FakeQuantisedInput(schemes.SCHEMES["fp8"], nn.Linear(2, 2)),
+    ):
+        kind.strength = strength
+        leaf, flow = torch.randn(8, 256, requires_grad=True), torch.randn(8, 256) * 1e-4
+        kind(leaf).backward(flow)
+        torch.testing.assert_close(leaf.grad, flow, rtol=1e-6, atol=0)
+        assert not torch.equal(kind(leaf), leaf)
+        assert torch.equal(kind(torch.zeros(2, 8)), torch.zeros(2, 8)), "a token or row of zeros stays one"
+
+
 class Mask(nn.Module):
     """What a pruning adds."""
 

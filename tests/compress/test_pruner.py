@@ -18,6 +18,7 @@ from distill.compress.sparsity import Scope
 from distill.types import ConfigError
 from tests.compress.test_mask import Round
 from tests.compress.test_structured import logits, new, reloaded
+from tests.models import tokens
 
 KEY = "trainer.callbacks: Pruning"
 
@@ -100,13 +101,45 @@ def test_parts_with_state_of_their_own_leave_none_behind(kind: type[Mask]) -> No
     model, pruner = new("llama"), Parts(kind, "neurons", KEY)
     names = set(model.state_dict())
     pruner.prepare(model)
-    assert len(masks_of(model, pruner.owner)) == 9
+    assert len(masks_of(model, pruner.owner)) == (3 if kind is MovementMask else 9)
     score = {name: torch.randn(model.get_submodule(name).weight.shape) for name in pruner.names(model)}
     pruner.update(model, 0.5, score.__getitem__)
     masked = logits(model)
     pruner.finish(model)
     assert (logits(model) - masked).abs().max() <= 1e-5
     assert set(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("structure", ["neurons", "heads", "kv_groups"])
+def test_movement_of_parts_goes_straight_through_the_mask(structure: Structure) -> None:
+    """Scores get `w · ∂L/∂w′`, of what is masked too: the gradient of a model that has zeros there."""
+    model, by_hand = new("llama"), new("llama")
+    pruner = Parts(MovementMask, structure, KEY)
+    pruner.prepare(model)
+    score = {name: torch.randn(model.get_submodule(name).weight.shape) for name in pruner.names(model)}
+    pruner.update(model, 0.5, score.__getitem__)
+    ids = tokens(3, 9)
+    for name, (module, mask) in masks_of(model, pruner.owner).items():
+        by_hand.get_submodule(name).weight.data *= mask.mask
+        assert 0 < int(mask.mask.sum()) < mask.mask.numel(), module
+    for each in (model, by_hand):
+        each(input_ids=ids, labels=ids).loss.backward()
+    for name, (module, mask) in masks_of(model, pruner.owner).items():
+        assert isinstance(mask, MovementMask)
+        expected = by_hand.get_submodule(name).weight.grad * parametrizations(module).original
+        torch.testing.assert_close(mask.scores.grad, expected.detach().flatten(), rtol=1e-4, atol=1e-6)
+        assert (expected[:, ~mask.mask[0]] != 0).float().mean() > 0.9
+
+
+def test_where_a_weight_began_is_before_it_is_quantised() -> None:
+    model, pruner = new("llama"), Weights(DisplacementMask, "layer", None, None, KEY)
+    for name, module in model.named_modules():
+        if name.endswith("up_proj"):
+            assert isinstance(module, nn.Linear)
+            fake_quant.attach(module, Scheme("int", 2, None))
+    pruner.prepare(model)
+    for name in pruner.names(model):
+        assert not pruner.score_of(model, name, "displacement", 0, {}).any()
 
 
 def test_what_is_not_masked_yet_is_not_cut() -> None:

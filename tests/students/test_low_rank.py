@@ -15,6 +15,7 @@ from distill.compress.factors import shapes
 from distill.layers import layers_of
 from distill.report import student
 from distill.students.load import FromConfig, Pretrained
+from distill.students.lora import LoRA
 from distill.students.low_rank import LowRank
 from distill.students.shrink import Shrunk
 from distill.tasks import CausalLM, SequenceClassification
@@ -107,6 +108,22 @@ def test_the_dtype_is_that_of_training_and_the_ranks_are_not_of_it(tmp_path: Pat
     model = student.build(CausalLM(), TOKENS, tokenizer(), torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert shapes(model) == shapes(build(folder, energy=0.7))
+    assert torch.equal(model.model.rotary_emb.inv_freq, causal_lm().model.rotary_emb.inv_freq), "angles are not rounded to 8 bits"
+
+
+def test_a_pooler_has_one_vector_a_row(tmp_path: Path) -> None:
+    """Its second moments are those of the rows, not of positions."""
+    whole = classifier()
+    student = LowRank(Pretrained(save(whole, tmp_path)), rank=4, include=["*pooler*"], activation_aware=True, calibration_batches=1)
+    student.calibrate_on(rows)
+    model = student.build(SequenceClassification(), expected_labels(), tokenizer(), torch.float32).eval()
+    seen: list[torch.Tensor] = []
+    whole.bert.pooler.dense.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double()))
+    whole(tokens(8, 12))
+    layer, weight = model.bert.pooler.dense, whole.bert.pooler.dense.weight.detach().double()
+    error = (seen[0] @ (layer.second.weight @ layer.first.weight).double().T - seen[0] @ weight.T).norm()
+    singular = np.linalg.svd((seen[0] @ weight.T).detach().numpy(), compute_uv=False)
+    assert float(error) == pytest.approx(float(np.sqrt((singular[4:] ** 2).sum())), rel=1e-3), "the best rank 4 of what goes out"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +140,11 @@ def test_the_dtype_is_that_of_training_and_the_ranks_are_not_of_it(tmp_path: Pat
 def test_mistakes_that_show_at_once(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         LowRank(Pretrained("teacher"), **options)
+
+
+def test_lora_as_the_base_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"base is LoRA.*turn them round"):
+        LowRank(LoRA(Pretrained("teacher")), rank=2)
 
 
 def test_a_new_base_is_refused() -> None:

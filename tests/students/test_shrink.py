@@ -147,6 +147,21 @@ def test_an_encoder_loses_heads_and_channels_together(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("importance", ["activation", "weights"])
+def test_heads_of_an_encoder_that_do_nothing_leave_first(tmp_path: Path, importance: str) -> None:
+    whole = classifier(num_attention_heads=4)
+    with torch.no_grad():
+        for i, layer in enumerate(whole.bert.encoder.layer):
+            value = layer.attention.self.value
+            for parameter in (value.weight, value.bias):
+                parameter.unflatten(0, (4, -1))[[i, 2]] = 0
+    student = Shrunk(save(whole, tmp_path), num_attention_heads=2, importance=importance)
+    student.calibrate_on(rows)
+    model = student.build(SequenceClassification(), expected_labels(), tokenizer(), torch.float32)
+    for layer in model.bert.encoder.layer:
+        assert (layer.attention.self.value.weight.unflatten(0, (2, -1)).abs().amax((1, 2)) > 0).all()
+
+
 def test_a_second_student_is_cut_alike_without_looking_at_data(tmp_path: Path) -> None:
     student = Shrunk(save(causal_lm(**DEEP), tmp_path), hidden_size=8, intermediate_size=8)
     student.calibrate_on(rows)

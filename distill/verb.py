@@ -3,10 +3,12 @@
 import sys
 from abc import ABC, abstractmethod
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
+from jsonargparse import ArgumentParser
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.cli import LightningArgumentParser
 
 from distill import cluster
 from distill.command import Command, recipe_file
@@ -19,6 +21,26 @@ class Verb(Command, ABC):
 
     strategy: str  # `trainer.strategy`, by name
     callbacks: list[str]  # `trainer.callbacks`, by import path
+
+    def __init__(self) -> None:
+        if {"-h", "--help"} & set(sys.argv[2:]):
+            print(self.help(), end="")
+            raise SystemExit(0)
+        super().__init__()
+
+    @classmethod
+    def help(cls) -> str:
+        """What this verb does, and the keys that it adds to those of `fit`, which are hundreds."""
+        common, own = _Keys(), _Keys()
+        Command.add_arguments_to_parser(cast(Command, None), cast(LightningArgumentParser, common))
+        cls.add_arguments_to_parser(object.__new__(cls), cast(LightningArgumentParser, own))
+        prog = f"python train.py {cls.__name__.lower()}"
+        epilog = "Any other key of the configuration can be given too: fit --help"
+        parser = ArgumentParser(prog=prog, usage=f"{prog} --config FILE [options]", description=cls.__doc__, epilog=epilog)
+        parser.add_argument("-c", "--config", help="a configuration, or runs/NAME/config.yaml of a run")
+        for name in sorted(own.given.keys() - common.given.keys()):
+            parser.add_argument(name, **own.given[name])
+        return str(parser.format_help())
 
     def before_instantiate_classes(self) -> None:
         """Keep the strategy's name, and make nothing of the trainer's: its strategies and callbacks may need what is not installed here."""
@@ -44,6 +66,19 @@ class Verb(Command, ABC):
             data: the same; nothing is read yet.
             config: the resolved configuration, with the verb's own keys.
         """
+
+
+class _Keys:
+    """Notes the keys that are added to a parser."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, dict[str, Any]] = {}
+
+    def add_argument(self, name: str, **kwargs: Any) -> None:
+        self.given[name] = kwargs
+
+    def link_arguments(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing that a person gives."""
 
 
 class WithModels(Verb):

@@ -52,6 +52,18 @@ def test_configs_are_found_and_the_dry_run_flag_is_translated(tmp_path: Path, mo
     assert find_configs(given) == want
 
 
+@pytest.mark.parametrize(("verb", "key"), [("export", "--ptq"), ("cost", "--rounds"), ("consolidate", "--out"), ("plan", "--gpus")])
+def test_the_help_of_a_verb_is_of_that_verb(verb: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: python train.py {verb} --config FILE")
+    assert key in printed
+    assert "--trainer." not in printed
+    assert len(printed.splitlines()) <= 45
+
+
 def test_the_full_reference_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--help"])

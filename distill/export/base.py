@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.compress.factors import shapes
@@ -72,6 +72,7 @@ class Format(ABC):
             `KL(student ‖ export)` in nats; 0 where every logit must be the same to the bit. It catches what is broken, and is no promise
             of quality. Whatever it is, half of the KL of the best constant is the most that passes, see `Gap.within`: a student of two
             classes may be no further than that from a model that knows nothing.
+        runtime: what it is for, where that is not what `load` runs: its times would be those of something else.
 
     Raises:
         ConfigError: no such precision.
@@ -79,6 +80,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     precisions: ClassVar[Mapping[str, float]]
+    runtime: ClassVar[str | None] = None
 
     def __init__(self, precision: str | None = None) -> None:
         self.precision = precision or next(iter(self.precisions))
@@ -126,6 +128,22 @@ def refuse_factors(source: Source, format_name: str) -> None:
         raise ConfigError(
             f"format: {format_name} cannot store layers of two factors, and {len(factored)} are, e.g. '{factored[0]}'; take hf, packed, "
             "onnx or openvino, which keep them, or save `distill.compress.factors.multiplied_out(student)` and export that as --student"
+        )
+
+
+def refuse_odd(source: Source, format_name: str, precision: str, block: int, other: str) -> None:
+    """Refuse a student most of whose rows blocks do not fill: it would stay in floats under a name that says otherwise.
+
+    Raises:
+        ConfigError: more than half of the linear layers' weights are in such rows.
+    """
+    layers = {name: module for name, module in source.model.named_modules() if isinstance(module, nn.Linear)}
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    odd = [name for name, layer in layers.items() if layer.in_features % block]
+    if 2 * sum(sizes[name] for name in odd) > sum(sizes.values()):
+        raise ConfigError(
+            f"format: {format_name} {precision} has blocks of {block} weights, which do not fill the rows of {len(odd)} of {len(layers)} "
+            f"linear layers, e.g. the {layers[odd[0]].in_features} inputs of '{odd[0]}', and these would stay floats; take {other}"
         )
 
 

@@ -1,7 +1,9 @@
 """What `distill cost` does: teacher, student and exports of a run, side by side: quality, size, latency, throughput, memory, energy."""
 
 import itertools
+import textwrap
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import nn
 from distill.data.base import DistillData
 from distill.export.base import Run
 from distill.export.driver import all_formats
-from distill.export.subjects import exports_in
+from distill.export.subjects import loaded
 from distill.losses.measure import measure
 from distill.module import DistillModule
 from distill.report import tables
@@ -26,6 +28,7 @@ from distill.teachers.several import teachers_of
 from distill.types import Batch, ConfigError, Outputs
 
 CPU = torch.device("cpu")
+WIDTH = 13  # of a line of a name in the table, so that the figures have room
 
 
 def show(module: DistillModule, data: DistillData, config: Any) -> None:
@@ -51,18 +54,23 @@ def show(module: DistillModule, data: DistillData, config: Any) -> None:
         raise ConfigError(f"cost: batch is {config.batch}, but a batch of validation rows has {len(first['input_ids'])}; lower one")
     one, many = ({name: value[:size] for name, value in first.items() if value.ndim} for size in (1, config.batch))
     with torch.inference_mode():
-        found = candidates(module, data, folder)
-        costs = cost.measure(found, one, many, config.rounds)
-        qualities = {name: quality(each.run, batches, data.num_classes) for name, each in found.items()}
-    rows = {name: {**qualities[name], **costs[name].as_dict()} for name in found}
-    write_json(folder / "cost.json", {"batch": config.batch, "threads": torch.get_num_threads(), "models": rows})
-    tables.show(table(rows, config.batch, data.task().unit))
+        timed, untimed = candidates(module, data, folder)
+        costs = cost.measure(timed, one, many, config.rounds)
+        qualities = {name: quality(each.run, batches, data.num_classes) for name, each in (timed | untimed).items()}
+    figures = {name: each.as_dict() for name, each in costs.items()} | {name: _of_files(each) for name, each in untimed.items()}
+    rows = {name: {**qualities[name], **figures[name]} for name in figures}
+    write_json(folder / "cost.json", {"batch": config.batch, "device": CPU.type, "threads": torch.get_num_threads(), "models": rows})
+    tables.show(table(rows, config.batch, data.task().unit, torch.get_num_threads()))
     print(f"{next(iter(costs.values())).energy_source}; operations as torch counts them; figures are in {folder / 'cost.json'}")
 
 
-def candidates(module: DistillModule, data: DistillData, folder: Path) -> dict[str, cost.Candidate]:
-    """Load the teacher, the student, and what `distill export` has left in `folder/export`."""
-    task, found = data.task(), {}
+def candidates(module: DistillModule, data: DistillData, folder: Path) -> tuple[dict[str, cost.Candidate], dict[str, cost.Candidate]]:
+    """Load the teacher, the student, and what `distill export` has left of it; what cannot be loaded is named.
+
+    Returns:
+        Those to time, and those whose runtime is not here, see `Format.runtime`.
+    """
+    task, found, absent = data.task(), {}, dict[str, str]()
     teachers = [] if module.teacher is None else teachers_of(module.teacher)
     for number, teacher in enumerate(teachers, start=1):
         if not isinstance(teacher, OnlineTeacher):
@@ -72,10 +80,18 @@ def candidates(module: DistillModule, data: DistillData, folder: Path) -> dict[s
             (model,) = teacher.models()
             found["teacher" if len(teachers) == 1 else f"teacher {number}"] = _of_model(model, Path(teacher.name))
     found["student"] = _of_model(task.load(str(folder / "student"), "student", dtype=torch.float32).eval(), folder / "student")
-    formats, home = all_formats(), folder / "export"
-    for place, (name, precision) in exports_in(home).items():
-        found[place] = cost.Candidate(formats[name](precision).load(home / place, task), None, home / place)
-    return found
+    exports = loaded(folder, task, absent)
+    for name, why in absent.items():
+        print(f"{name} is not measured: {why}")
+    found |= {name: cost.Candidate(each.run, None, each.files) for name, each in exports.items()}
+    untimed = {name: found.pop(name) for name, each in exports.items() if all_formats()[each.format].runtime}
+    return found, untimed
+
+
+def _of_files(candidate: cost.Candidate) -> dict[str, Any]:
+    """The figures of what is not timed here: its bytes."""
+    size = None if candidate.files is None else cost.bytes_of(candidate.files)
+    return {**dict.fromkeys(each.name for each in fields(cost.Cost)), "disk_bytes": size}
 
 
 def _of_model(model: Any, files: Path) -> cost.Candidate:
@@ -104,24 +120,32 @@ def quality(run: Run, batches: Iterable[Batch], num_classes: int) -> dict[str, f
     return {name: total[name] / max(1.0, total["count"]) for name in ("loss", "accuracy")}
 
 
-def table(rows: dict[str, dict[str, Any]], batch: int, unit: str) -> Table:
-    """One row a model."""
-    shown = Table(title=f"Cost, timed in turn; quality per {unit}", title_justify="left", box=box.SIMPLE_HEAD)
+def table(rows: dict[str, dict[str, Any]], batch: int, unit: str, threads: int) -> Table:
+    """One row a model; cells of what was not measured are empty, and a line under the table says why."""
+    title = f"Cost on the CPU, {threads} thread{'' if threads == 1 else 's'}, timed in turn; quality per {unit}"
+    shown = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    if any(row["latency_ms"] is None for row in rows.values()):
+        formats = ", ".join(f"{name} is for {runtime}" for name, each in all_formats().items() if (runtime := each.runtime))
+        shown.caption = f"† not timed: {formats}, which is not run here; its quality is that of the dequantised weights in PyTorch"
     shown.add_column("", no_wrap=True)
     for head in ("loss", "accuracy", "params", "MB", "ms", "p95", f"/s at {batch}", "peak MB", "J per 1k", "GFLOP"):
         shown.add_column(head, justify="right", no_wrap=True)
     for name, row in rows.items():
         shown.add_row(
-            name,
+            textwrap.fill(f"{name} †" if row["latency_ms"] is None else name, WIDTH),
             f"{row['loss']:.4f}",
             f"{row['accuracy']:.1%}",
             "" if row["nonzero"] is None else f"{row['nonzero'] / 1e6:.2f}M" + ("*" if row["nonzero"] < row["parameters"] else ""),
-            "" if row["disk_bytes"] is None else f"{row['disk_bytes'] / 1e6:.2f}",
-            f"{row['latency_ms']:.2f}",
-            f"{row['latency_p95_ms']:.2f}",
-            f"{row['throughput']:.0f}",
-            f"{row['peak_bytes'] / 1e6:.1f}",
-            f"{row['joules']:.1f}",
-            "" if row["flops"] is None else f"{row['flops'] / 1e9:.3f}",
+            _cell(row["disk_bytes"], 2, 1e-6),
+            _cell(row["latency_ms"], 2),
+            _cell(row["latency_p95_ms"], 2),
+            _cell(row["throughput"], 0),
+            _cell(row["peak_bytes"], 1, 1e-6),
+            _cell(row["joules"], 1),
+            _cell(row["flops"], 3, 1e-9),
         )
     return shown
+
+
+def _cell(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return "" if value is None else f"{value * scale:.{digits}f}"

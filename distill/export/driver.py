@@ -2,16 +2,19 @@
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from distill.export import record
 from distill.export.base import ExportError, Format, Source
 from distill.export.compare import Gap, compare
 from distill.report import tables
@@ -19,6 +22,7 @@ from distill.report.costs.served import logits_of
 from distill.report.files import write_folder
 from distill.types import ConfigError
 
+CANNOT_WRITE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
 ROOM = 1 << 16  # bytes that are free on a disk that is not full
 
 
@@ -60,7 +64,8 @@ def parse(wanted: Sequence[str], precision: str | None) -> list[Format]:
     for each in wanted:
         name, _, own = each.partition(":")
         if name not in known:
-            raise ConfigError(f"format: there is no '{name}'; there are {', '.join(sorted(known))}")
+            several = "; several are written '[hf,onnx:int8]'" if "," in each else ""
+            raise ConfigError(f"format: there is no '{name}'; there are {', '.join(sorted(known))}{several}")
         made.append(known[name](own or precision))
     if len({_title(each) for each in made}) < len(made) or not made:
         raise ConfigError(f"format: each once, and at least one; got {list(wanted)}")
@@ -68,7 +73,12 @@ def parse(wanted: Sequence[str], precision: str | None) -> list[Format]:
 
 
 def export(
-    source: Source, formats: Sequence[Format], out: Path, student: PreTrainedModel | None = None, tolerance: float | None = None
+    source: Source,
+    formats: Sequence[Format],
+    out: Path,
+    student: PreTrainedModel | None = None,
+    tolerance: float | None = None,
+    made_of: Mapping[str, Any] | None = None,
 ) -> list[Exported]:
     """Write a student in several formats, each to `OUT/FORMAT-PRECISION`, and print what became of it.
 
@@ -78,6 +88,7 @@ def export(
         out: the folder of all exports.
         student: what the table compares with, where `source` is not the student itself but was quantised after training.
         tolerance: the largest mean KL to `source` in nats, but see `Gap.limit`; None for each format's own.
+        made_of: what is recorded in each folder beside format and precision, see `record`.
 
     Raises:
         ConfigError: a format cannot store this student; nothing was written.
@@ -91,14 +102,16 @@ def export(
         done.append(Exported("quantised, not exported", None, None, None, gap))
     try:
         for each in formats:
-            done.append(_one(source, each, out / _title(each), student or source.model, tolerance))
+            done.append(_one(source, each, out / _title(each), student or source.model, tolerance, made_of or {}))
     finally:
         if done:
             tables.show(table(done))
     return done
 
 
-def _one(source: Source, made: Format, target: Path, student: PreTrainedModel, tolerance: float | None) -> Exported:
+def _one(
+    source: Source, made: Format, target: Path, student: PreTrainedModel, tolerance: float | None, made_of: Mapping[str, Any]
+) -> Exported:
     allowed = made.tolerance if tolerance is None else tolerance
     size, gap = 0, None
 
@@ -113,6 +126,7 @@ def _one(source: Source, made: Format, target: Path, student: PreTrainedModel, t
         if student is not source.model:
             gap = compare(partial(logits_of, student), run, source.calibration())
         source.tokenizer.save_pretrained(folder)
+        record.write(folder, {"format": made.name, "precision": made.precision, **made_of})
 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -134,9 +148,22 @@ def _one(source: Source, made: Format, target: Path, student: PreTrainedModel, t
 
 def _full(error: BaseException, folder: Path) -> str | None:
     """What keeps a file from being written: libraries of C++ give errors of their own, or none until the file is read."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        return error.strerror
-    return os.strerror(errno.ENOSPC) if isinstance(error, Exception) and shutil.disk_usage(folder).free < ROOM else None
+    chain = list(_causes(error))
+    for each in chain:
+        number = each.errno if isinstance(each, OSError) else int((re.findall(r"os error (\d+)", str(each)) or [0])[-1])
+        if number in CANNOT_WRITE:
+            return os.strerror(number)
+    if chain and shutil.disk_usage(folder).free < ROOM:
+        return os.strerror(errno.ENOSPC)
+    # NumPy, protobuf and OpenVINO say no more than that
+    partly = any(re.search(r"problem writing element|requested and \d+ written|basic_ios", str(each)) for each in chain)
+    return "a file was not written whole, as on a disk that is full" if partly else None
+
+
+def _causes(error: BaseException | None) -> Iterator[Exception]:
+    while isinstance(error, Exception):
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _kept(target: Path) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.export.base import Format, Run, Source, need, refuse_factors
+from distill.export.base import Format, Run, Source, need, refuse_factors, refuse_odd
 from distill.export.gguf_tokens import Vocabulary, vocabulary
 from distill.export.grid import Grid
 from distill.report.costs.served import logits_of
@@ -30,6 +30,7 @@ class Gguf(Format):
     """
 
     name = "gguf"
+    runtime = "llama.cpp"
     precisions: ClassVar[Mapping[str, float]] = {"f16": 1e-3, "q8_0": 0.05, "q4_0": 0.5, "q4_k": 0.5}
 
     def check(self, source: Source) -> None:
@@ -48,6 +49,8 @@ class Gguf(Format):
             odd["rope_type"] = config.rope_parameters["rope_type"]
         if odd:
             raise ConfigError(f"format: gguf: a llama with {odd} is not known here; take onnx, or llama.cpp's own converter")
+        if self.precision in BITS:
+            refuse_odd(source, self.name, self.precision, BLOCK, "f16")
         vocabulary(source.tokenizer, config.vocab_size)
 
     def write(self, source: Source, folder: Path) -> None:

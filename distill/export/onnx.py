@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from distill.export.base import ExportError, Format, Run, Source, need
-from distill.export.onnx_weights import carry, embeddings_to_int8, find, layers_of, to_blocks
+from distill.export.base import ExportError, Format, Run, Source, need, refuse_odd
+from distill.export.onnx_weights import BLOCK, carry, embeddings_to_int8, find, fold_transposes, layers_of, to_blocks
 from distill.export.served import arrays_of
 from distill.report.costs.served import Served
 from distill.tasks import Task
@@ -37,6 +37,8 @@ class Onnx(Format):
         """Look for the packages."""
         for package in ("onnx", "onnxscript", "onnxruntime"):
             need(package, self.name)
+        if self.precision == "int4":
+            refuse_odd(source, self.name, "int4", BLOCK, "int8")
 
     def write(self, source: Source, folder: Path) -> None:
         """Trace, then quantise the graph."""
@@ -48,6 +50,7 @@ class Onnx(Format):
             elif self.precision == "int4":
                 model = _load(plain)
                 head = source.model.get_output_embeddings()
+                fold_transposes(model.graph)
                 names = [name for name, module in source.model.named_modules() if module is head and head is not None]
                 embeddings_to_int8(model.graph)
                 to_blocks(model, layers_of(source), (names or [""])[0], source.learned(4))
@@ -60,6 +63,7 @@ class Onnx(Format):
         ort = need("onnxruntime.quantization", self.name)
 
         model = _load(plain)
+        fold_transposes(model.graph)
         found = find(model.graph, layers_of(source))
         embeddings_to_int8(model.graph)
         big = _save(model, plain)

@@ -59,6 +59,29 @@ def carry(graph: Any, found: Mapping[str, tuple[str, bool]], grids: Mapping[str,
     return carried
 
 
+def fold_transposes(graph: Any) -> None:
+    """Store the transposed matrix where a graph transposes a stored one, as a head does that shares its table with the embedding; in place.
+
+    Only a product with a stored matrix can be quantised: in floats the table would be most of a small language model.
+    """
+    numpy_helper = need("onnx.numpy_helper", "onnx")
+
+    matrices = {each.name: each for each in graph.initializer if len(each.dims) == 2}
+    folded = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in matrices]
+    for node in folded:
+        transposed = np.ascontiguousarray(_values(matrices[node.input[0]]).T)
+        graph.initializer.append(numpy_helper.from_array(transposed, node.output[0]))
+        graph.node.remove(node)
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: Any) -> None:
+    used = {name for node in graph.node for name in node.input}
+    for each in list(graph.initializer):
+        if each.name not in used:
+            graph.initializer.remove(each)
+
+
 def embeddings_to_int8(graph: Any) -> None:
     """Store each table that rows are gathered from as int8 with a scale a row, `s = max|row| / 127`; in place."""
     helper = need("onnx.helper", "onnx")
@@ -120,10 +143,7 @@ def to_blocks(model: Any, layers: Layers, head: str, grids: Mapping[str, Grid]) 
         nodes.append(_block_product(graph, node, weights[name], 8 if layer == head else 4, grids.get(layer)))
     del graph.node[:]
     graph.node.extend(nodes)
-    used = {name for node in graph.node for name in node.input}
-    for name, weight in weights.items():
-        if name not in used:
-            graph.initializer.remove(weight)
+    _drop_unused(graph)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 

@@ -22,8 +22,9 @@ BITS = {"int8": 8, "int8-dynamic": 8, "int4": 4}
 class TorchAO(Format):
     """Linear layers but the head as integers: `int8` and `int4` weights, or `int8-dynamic` with int8 inputs too.
 
-    What training quantised keeps its integers and scales. Of `int4` each weight takes a byte all the same, which is all that torchao
-    0.18 can both run on a CPU and write as safetensors: `packed:int4` gets the other half back on the disk.
+    What training quantised keeps its integers and scales where they fit, what it left in floats stays so, and what it left finer is
+    rounded. Of `int4` each weight takes a byte all the same, which is all that torchao 0.18 can both run on a CPU and write as safetensors:
+    `packed:int4` gets the other half back on the disk.
     """
 
     name = "torchao"
@@ -33,28 +34,30 @@ class TorchAO(Format):
         """Look for torchao, and for layers that it can store."""
         need("torchao", self.name)
         refuse_factors(source, self.name)
-        layers = linears(source.model, None, None, f"format: {self.name}")
-        if self.precision == "int4" and not source.learned(4):
-            for name, layer in layers.items():
-                if layer.in_features % GROUP:
-                    raise ConfigError(
-                        f"format: {self.name} int4 has groups of {GROUP} weights, and '{name}' has {layer.in_features} inputs; take int8"
-                    )
+        for name, layer in self._anew(source).items():
+            if self.precision == "int4" and layer.in_features % GROUP:
+                raise ConfigError(
+                    f"format: {self.name} int4 has groups of {GROUP} weights, and '{name}' has {layer.in_features} inputs; take int8"
+                )
 
     def write(self, source: Source, folder: Path) -> None:
         """Quantise a copy, and save it."""
-        model: Any = copy.deepcopy(source.model)
-        base = self._base()
-        if source.grids and source.learned(BITS[self.precision]).keys() == source.grids.keys():
-            for name, grid in source.grids.items():
-                carry(model.get_submodule(name), grid)
-        else:
-            from torchao.quantization import quantize_
+        from torchao.quantization import quantize_
 
-            chosen = set(map(id, linears(model, None, None, f"format: {self.name}").values()))
-            quantize_(model, base, filter_fn=lambda module, _: id(module) in chosen)
+        model: Any = copy.deepcopy(source.model)
+        base, anew = self._base(), self._anew(source)
+        for name, grid in source.learned(BITS[self.precision]).items():
+            carry(model.get_submodule(name), grid)
+        quantize_(model, base, filter_fn=lambda _, name: name in anew)
         _declare(model, base)
         model.save_pretrained(folder)
+
+    def _anew(self, source: Source) -> dict[str, nn.Linear]:
+        """The layers whose integers are chosen here: all, or where training has chosen some that fit, those that it has left finer."""
+        layers = linears(source.model, None, None, f"format: {self.name}")
+        learned = source.learned(BITS[self.precision])
+        finer = source.grids.keys() - learned.keys()
+        return {name: layer for name, layer in layers.items() if name in finer} if learned else layers
 
     def load(self, folder: Path, task: Task) -> Run:
         """Load with transformers."""

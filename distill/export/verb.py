@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 
 from distill.compress.ptq import ptq
 from distill.data.base import DistillData
+from distill.export import record
 from distill.export.base import Source
 from distill.export.driver import Exported, export, parse
 from distill.export.grid import grids_of
+from distill.export.subjects import home_of
 from distill.tasks import Task
 from distill.types import Batch, ConfigError
 
@@ -38,6 +40,7 @@ def export_student(data: DistillData, config: Any) -> list[Exported]:
     folder = Path(config.student) if config.student else run / "student"
     if not folder.is_dir():
         raise ConfigError(f"export: there is no student in '{folder}'; train it first, or give its folder as --student")
+    made_of = {record.STUDENT: record.sha256_of(folder), "ptq": config.ptq, "group_size": config.group_size}
     student = _load(data.task(), folder)
     grids = grids_of(student)  # in the dtype it was saved in
     student.float()
@@ -52,7 +55,8 @@ def export_student(data: DistillData, config: Any) -> list[Exported]:
             )
         reference, model = student, ptq(student, config.ptq, config.group_size)
         source = Source(model, data.tokenizer, data.task(), lambda: batches, grids_of(model))
-    return export(source, formats, Path(config.out) if config.out else run / "export", reference, config.tolerance)
+    out = Path(config.out) if config.out else home_of(run, config.ptq, config.group_size)
+    return export(source, formats, out, reference, config.tolerance, made_of)
 
 
 def _load(task: Task, folder: Path) -> PreTrainedModel:

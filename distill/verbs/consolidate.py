@@ -13,7 +13,7 @@ from distill.verb import WithModels
 
 
 class Consolidate(WithModels):
-    """Writes what the run's end would write to `runs/NAME/student`, in float32, from one of its checkpoints."""
+    """Writes what the run's end would write to `runs/NAME/student`, from one of its checkpoints."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the folder to write."""

@@ -22,7 +22,12 @@ class Export(Verb):
             "--format", type=list[str] | str, default="hf", help="one or [several]: hf, packed, torchao, onnx, openvino, gguf; onnx:int8"
         )
         parser.add_argument("--precision", type=str | None, default=None, help="of formats that name none (default: each one's first)")
-        parser.add_argument("--out", type=str | None, default=None, help="folder of the exports (default: runs/NAME/export)")
+        parser.add_argument(
+            "--out",
+            type=str | None,
+            default=None,
+            help="folder of the exports (default: runs/NAME/export; with --ptq runs/NAME/export-ptq-SCHEME, or -SCHEME-GROUP_SIZE)",
+        )
         parser.add_argument("--student", type=str | None, default=None, help="folder of the student (default: runs/NAME/student)")
         parser.add_argument("--ptq", type=Scheme | None, default=None, help="quantise the weights first, without training")
         parser.add_argument(

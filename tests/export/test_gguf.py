@@ -84,6 +84,13 @@ def test_tied_embeddings_and_odd_widths(tmp_path: Path) -> None:
     assert done.gap.kl < 1e-3
 
 
+@pytest.mark.parametrize(("name", "other"), [("gguf:q4_0", "f16"), ("onnx:int4", "int8")])
+def test_blocks_that_fill_hardly_any_rows_are_refused(tmp_path: Path, name: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=rf"do not fill the rows of 13 of 15 linear layers, e.g. the 48 inputs of .*; take {other}"):
+        export(source(llama(hidden_size=48, num_attention_heads=4, num_key_value_heads=2)), parse([name], None), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_vocabulary_gives_the_same_tokens(tmp_path: Path) -> None:
     export(source(llama()), parse(["gguf"], None), tmp_path)
     (tmp_path / "gguf-f16" / "tokenizer.json").unlink()

@@ -58,6 +58,17 @@ def layers(model: Any, part: str) -> list[NDArray[Any]]:
     return found
 
 
+@pytest.mark.parametrize("precision", ["int8", "int8-static", "int4"])
+def test_a_head_that_shares_the_embedding_is_quantised_too(tmp_path: Path, precision: str) -> None:
+    """In floats it would be most of a small language model's file."""
+    given = source(llama(num_hidden_layers=1, tie_word_embeddings=True))
+    (done,) = export(given, parse([f"onnx:{precision}"], None), tmp_path)
+    found = initializers(tmp_path / f"onnx-{precision}")
+    assert not {name: each.shape for name, each in found.items() if each.dtype == np.float32 and each.ndim == 2 and each.shape[1] > 1}
+    assert sum(each.size for each in found.values() if each.dtype in (np.int8, np.uint8)) > 2 * given.model.lm_head.weight.numel() / 2
+    assert done.gap.kl < 0.02
+
+
 def test_floats_are_the_students(llama_graph: tuple[Any, Path], tmp_path: Path) -> None:
     (done,) = export(llama_graph[0], parse(["onnx"], None), tmp_path)
     assert done.gap.largest < 1e-5
@@ -132,7 +143,7 @@ def test_weights_beyond_one_file(bert_graph: tuple[Any, Path], tmp_path: Path, m
         assert each.gap.kl < 1e-3
         assert each.folder is not None
         names = sorted(file.name for file in each.folder.iterdir() if "token" not in file.name)
-        assert names == ["model.onnx", "model.onnx.data"]
+        assert names == ["export.json", "model.onnx", "model.onnx.data"]
 
 
 def test_a_full_disk_leaves_the_export_that_was_there(bert_graph: tuple[Any, Path], tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_mixed_bits_keep_their_values_and_finer_ones_are_rounded_where_they_must
     stored = dequantised(tmp_path / "torchao-int4")
     same = {name for name, weight in stored.items() if torch.equal(weight, given.model.get_submodule(name).weight)}  # type: ignore[arg-type]
     assert not any("self_attn" in name for name in same), "eight bits do not fit into four"
+    assert {name for name in stored if "mlp" in name} <= same, "what fits is not rounded a second time"
 
 
 def test_groups_that_do_not_fit_are_refused(tmp_path: Path) -> None:

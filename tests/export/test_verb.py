@@ -64,6 +64,18 @@ def test_ptq_stands_beside_it(here: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
+    ("args", "place"), [(["--ptq=int8"], "export-ptq-int8"), (["--ptq=int3", "--group_size=16"], "export-ptq-int3-16")]
+)
+def test_ptq_leaves_the_export_of_the_student_alone(here: Path, args: list[str], place: str) -> None:
+    pytest.importorskip("torchao", reason="integers are torchao's")
+    assert export("--format=hf", "--rows=8") == 0
+    plain = (here / "runs/a/export/hf-fp32/model.safetensors").read_bytes()
+    assert export("--format=hf", "--rows=8", *args) == 0
+    assert (here / "runs/a/export/hf-fp32/model.safetensors").read_bytes() == plain
+    assert (here / "runs/a" / place / "hf-fp32/model.safetensors").read_bytes() != plain
+
+
+@pytest.mark.parametrize(
     ("args", "said"),
     [
         (["--format=onyx"], "there is no 'onyx'"),

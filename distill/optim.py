@@ -66,7 +66,10 @@ class AdamW(Optimizer):
             {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
+        fused = all(p.device.type == "cpu" for p in params) or None  # one pass over the memory; on a GPU torch chooses
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, fused=fused)
+        # else Lightning refuses to clip under autocast; a GradScaler unscales before the step then, as it does for any optimizer
+        optimizer._step_supports_amp_scaling = False
         steps = int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
         if steps > total_steps:
             raise ConfigError(

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 
 from distill.optim import AdamW
@@ -33,6 +34,36 @@ def test_only_matrices_decay() -> None:
     assert [id(p) for p in kept["params"]] == [id(net[1].bias), id(net[2].weight), id(net[2].bias)]
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     assert decayed["betas"] == kept["betas"] == (0.8, 0.9)
+
+
+def test_steps_are_those_of_the_formula() -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, in float64."""
+    torch.manual_seed(0)
+    net, lr, decay, (b1, b2) = nn.Linear(3, 2), 0.1, 0.2, (0.8, 0.9)
+    built = AdamW(lr=lr, weight_decay=decay, betas=(b1, b2), warmup=0, schedule="constant").build(net.named_parameters(), 5)
+    w, m, v = net.weight.detach().double(), torch.zeros(2, 3).double(), torch.zeros(2, 3).double()
+    for t in range(1, 6):
+        net.weight.grad = torch.randn(2, 3)
+        built["optimizer"].step()
+        g = net.weight.grad.double()
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        w = w - lr * (m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + 1e-8) + decay * w)
+        torch.testing.assert_close(net.weight.detach().double(), w, rtol=1e-5, atol=1e-6)
+
+
+def test_one_pass_over_the_memory_of_a_cpu_only() -> None:
+    assert AdamW().build(model().named_parameters(), 10)["optimizer"].defaults["fused"]
+    assert not AdamW().build(model().to("meta").named_parameters(), 10)["optimizer"].defaults["fused"]
+
+
+def test_gradients_are_clipped_under_autocast() -> None:
+    """Lightning refuses that for optimizers which unscale in their step, as fused ones say of themselves."""
+    optimizer = AdamW().build(model().named_parameters(), 10)["optimizer"]
+    param = optimizer.param_groups[0]["params"][0]
+    param.grad = torch.full_like(param, 9)
+    precision = MixedPrecision("bf16-mixed", "cpu")
+    precision.clip_gradients(optimizer, 1.0)
+    assert param.grad.norm() == pytest.approx(1, rel=1e-4)
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -39,7 +39,7 @@ class ChatData(LanguageFiles):
     @property
     def columns(self) -> dict[str, bool]:
         """The messages."""
-        return {self.messages: False}
+        return {"messages": False}
 
     def read(self) -> Splits:
         """Read the template first, because a missing file is found sooner than the data is read.

@@ -108,8 +108,7 @@ class ClassificationData(DistillData):
         return [*tokens, (f" → {self.classes[int(row['labels'][0])]}", True)]
 
     def _read_columns(self, source: str, key: str) -> datasets.Dataset:
-        route = [] if self.route_column is None else [self.route_column]
-        columns = list(dict.fromkeys([self.text, self.label, *route]))
+        columns = {"text": self.text, "label": self.label, "route_column": self.route_column}
         rows = files.need_columns(files.read(source, key, self.revision, self.header), source, columns)
         files.need_text(rows, source, self.text)
         rows = routes.named(rows, source, self.route_column) if self.route_column is not None else rows

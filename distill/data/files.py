@@ -3,7 +3,7 @@
 import codecs
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -136,20 +136,26 @@ def _first_line(error: BaseException) -> str:
     return str(cause).strip().split("\n")[0] or type(cause).__name__
 
 
-def need_columns(rows: datasets.Dataset, source: str, columns: Sequence[str]) -> datasets.Dataset:
+def need_columns(rows: datasets.Dataset, source: str, columns: Mapping[str, str | None]) -> datasets.Dataset:
     """Keep only some columns.
+
+    Args:
+        rows: to choose from.
+        source: where they are from, for messages.
+        columns: by the argument of the data class that names them; None for one that is not read.
 
     Raises:
         DataError: one is not there.
     """
-    for column in columns:
+    wanted = {column: argument for argument, column in columns.items() if column is not None}
+    for column, argument in wanted.items():
         if column not in rows.column_names:
             close = get_close_matches(column, rows.column_names, n=1)
             raise DataError(
-                f"'{source}' has no column '{column}'; it has {', '.join(rows.column_names)}"
+                f"'{source}' has no column '{column}'; it has {', '.join(rows.column_names)}; --data.{argument}=NAME chooses one"
                 + (f". Did you mean '{close[0]}'?" if close else "")
             )
-    return rows.select_columns(list(columns))
+    return rows.select_columns(list(wanted))
 
 
 def need_text(rows: datasets.Dataset, source: str, column: str) -> None:

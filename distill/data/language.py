@@ -134,7 +134,7 @@ class LanguageFiles(LanguageData, ABC):
     @property
     @abstractmethod
     def columns(self) -> dict[str, bool]:
-        """The columns that are read, each with whether it must be text."""
+        """The arguments that name the columns to read, each with whether it must be text."""
 
     @abstractmethod
     def encoder(self) -> Encoder:
@@ -167,11 +167,11 @@ class LanguageFiles(LanguageData, ABC):
         )
 
     def _read_columns(self, source: str, key: str) -> datasets.Dataset:
-        route = [] if self.route_column is None else [self.route_column]
-        rows = files.need_columns(files.read(source, key, self.revision), source, list(dict.fromkeys([*self.columns, *route])))
-        for column, is_text in self.columns.items():
+        columns = {argument: getattr(self, argument) for argument in (*self.columns, "route_column")}
+        rows = files.need_columns(files.read(source, key, self.revision), source, columns)
+        for argument, is_text in self.columns.items():
             if is_text:
-                files.need_text(rows, source, column)
+                files.need_text(rows, source, columns[argument])
         return routes.named(rows, source, self.route_column) if self.route_column is not None else rows
 
     def _encode(self, rows: datasets.Dataset, source: str) -> datasets.Dataset:

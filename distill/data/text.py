@@ -26,7 +26,7 @@ class TextData(LanguageFiles):
     @property
     def columns(self) -> dict[str, bool]:
         """The text."""
-        return {self.text: True}
+        return {"text": True}
 
     def encoder(self) -> Encoder:
         """Encode the text, bos (if the tokenizer adds one by itself) before and eos after."""
@@ -54,7 +54,7 @@ class PromptData(LanguageFiles):
     @property
     def columns(self) -> dict[str, bool]:
         """Prompt and completion."""
-        return {self.prompt: True, self.completion: True}
+        return {"prompt": True, "completion": True}
 
     def encoder(self) -> Encoder:
         """Encode both, and mark the completion as trained on."""

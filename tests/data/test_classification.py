@@ -123,7 +123,9 @@ def test_mistakes(tmp_path, tokenizer):
         ClassificationData("t.csv", tokenizer, max_length=1)
     with pytest.raises(DataError, match="only the label"):
         classify(tmp_path, tokenizer, [("a", "x")])
-    with pytest.raises(DataError, match=r"has no column 'labels'; it has text, label. Did you mean 'label'"):
+    with pytest.raises(
+        DataError, match=r"has no column 'labels'; it has text, label; --data\.label=NAME chooses one\. Did you mean 'label'"
+    ):
         classify(tmp_path, tokenizer, [("a", "x")], label="labels")
     (tmp_path / "f.jsonl").write_text('{"text": "a", "label": 0.5}\n')
     with pytest.raises(DataError, match="row 1: 'label' must be text or a whole number, but is float"):

@@ -109,9 +109,11 @@ def test_not_utf8(tmp_path):
 
 def test_missing_column():
     rows = datasets.Dataset.from_list([{"text": "a", "lable": 1}])
-    assert files.need_columns(rows, "f", ["text"]).column_names == ["text"]
-    with pytest.raises(DataError, match=r"'f' has no column 'label'; it has text, lable. Did you mean 'lable'\?"):
-        files.need_columns(rows, "f", ["text", "label"])
+    assert files.need_columns(rows, "f", {"text": "text", "route_column": None}).column_names == ["text"]
+    with pytest.raises(
+        DataError, match=r"'f' has no column 'label'; it has text, lable; --data\.label=NAME chooses one\. Did you mean 'lable'\?"
+    ):
+        files.need_columns(rows, "f", {"text": "text", "label": "label"})
 
 
 @pytest.mark.parametrize(("values", "message"), [(["a", None], "row 2: 'text' must be text, but is NoneType"), ([3, 4], "row 1: .* int ")])

@@ -152,5 +152,7 @@ def test_rows_that_name_nobody(value: Any, said: str) -> None:
 
 
 def test_no_such_column(tmp_path: Path, words: str) -> None:
-    with pytest.raises(DataError, match=r"has no column 'knd'; it has text, kind. Did you mean 'kind'"):
+    with pytest.raises(
+        DataError, match=r"has no column 'knd'; it has text, kind; --data\.route_column=NAME chooses one\. Did you mean 'kind'"
+    ):
         text(tmp_path, words, route_column="knd")

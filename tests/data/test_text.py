@@ -154,7 +154,7 @@ def test_mistakes(tmp_path, tokenizer):
         text(tmp_path, word_tokenizer(tmp_path / "endless", eos_token=None), ["a"])
     with pytest.raises(ConfigError, match=r"data.tokenizer: no folder"):
         text(tmp_path, str(tmp_path / "nowhere"), ["a"])
-    with pytest.raises(DataError, match=r"has no column 'text'; it has txt. Did you mean 'txt'"):
+    with pytest.raises(DataError, match=r"has no column 'text'; it has txt; --data\.text=NAME chooses one\. Did you mean 'txt'"):
         TextData(train_data=jsonl(tmp_path / "c.jsonl", [{"txt": "a"}]), tokenizer=tokenizer).setup()
     with pytest.raises(DataError, match=r"row 2: 'text' must be text, but is NoneType"):
         text(tmp_path, tokenizer, ["a", None])

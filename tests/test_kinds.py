@@ -56,6 +56,14 @@ def test_kd_bert_on_a_local_file(here: Path) -> None:
     assert student.config.id2label == {0: "x", 1: "y", 2: "z"}
 
 
+def test_kd_bert_movement_on_a_local_file(here: Path) -> None:
+    assert main(["--config", "kd_bert_movement.yaml", "--name", "a", *bert_args(here, ["x", "y", "z"])]) == 0
+    student = AutoModelForSequenceClassification.from_pretrained(here / "runs/a/student")
+    weights = [layer.weight for name, layer in student.named_modules() if isinstance(layer, torch.nn.Linear) and "encoder" in name]
+    assert [float((weight == 0).float().mean()) for weight in weights] == pytest.approx([0.9] * 6, abs=0.002)
+    assert not bool((student.bert.pooler.dense.weight == 0).any())
+
+
 def test_a_teacher_of_other_labels_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "kd_bert.yaml", "--name", "a", *bert_args(here, ["x", "z", "y"])]) == 2
     assert "model.teacher calls class 1 'z', but the data call it 'y'" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from distill import hub
 from distill.advise.parts import Loss
 from distill.compress.ptq import ptq
+from distill.exact import cast
 from distill.export.compare import compare
 from distill.report.costs.served import logits_of
 from distill.tasks import Task
@@ -50,7 +51,7 @@ def rounded(task: Task, teacher: str, file: str, length: int) -> dict[str, Loss]
     found = {}
     for scheme in SCHEMES:
         try:
-            other = copy.deepcopy(model).to(torch.bfloat16) if scheme == "bf16" else ptq(model, scheme)
+            other = cast(copy.deepcopy(model), torch.bfloat16) if scheme == "bf16" else ptq(model, scheme)
         except ConfigError:  # groups of 32 do not fill its rows
             continue
         where = f"{sum(len(batch['input_ids']) for batch in batches)} rows of {file}"

@@ -15,7 +15,7 @@ def of(w: Weights, export: str, scheme: str | None = None) -> Figure:
 
         hf          4 P, or 2 P in bfloat16
         torchao     a byte a weight of the linears but the head, a scale a row; the rest in float32
-        onnx:int8   the same of every linear and embedding; a table that is the head as well stays in float32
+        onnx:int8   the same of every linear and embedding; a table that is the head as well is stored for both
         onnx:int4   half a byte a weight of the layers' linears, one of the head's, a scale for 32; embeddings a byte; the rest in floats
         openvino    int8: a byte a weight of every linear and embedding, a scale a row
         packed      int4: at most b bits a weight of the linears but the head, a scale for 32; the rest in float32, × 0.829 (zstandard)
@@ -38,12 +38,10 @@ def of(w: Weights, export: str, scheme: str | None = None) -> Figure:
         scales = 0.0 if scheme == "ternary" else SCALE * inner / GROUP
         rest = 4 * (w.parameters - inner) * PACKED["fp32"]
         return Figure(inner * bits / 8 + scales + rest, False, "counted; the floats × 0.829, as a MiniLM packed (docs/compression.md)")
-    whole = w.tables if name == "openvino" or not w.tied else 0
-    rows = w.table_rows if whole else 0
+    tables = w.tables + SCALE * w.table_rows
+    head, head_rows = (w.tables, w.table_rows) if name == "onnx" and w.tied else (w.head, w.head_rows)
     if export == "onnx:int4":
-        small = w.blocks / 2 + w.head + SCALE * (w.blocks + w.head) / GROUP
-        kept = w.parameters - w.blocks - w.head - whole
-        return Figure(small + whole + SCALE * rows + 4 * kept, False, COUNTED)
-    linear, linear_rows = inner + w.head, inner_rows + w.head_rows
-    kept = w.parameters - linear - whole
-    return Figure(float(linear + SCALE * linear_rows + whole + SCALE * rows + 4 * kept), False, COUNTED)
+        small = w.blocks / 2 + head + SCALE * (w.blocks + head) / GROUP
+        return Figure(small + tables + 4 * (w.parameters - w.blocks - w.head - w.tables), False, COUNTED)
+    linears = inner + head + SCALE * (inner_rows + head_rows)
+    return Figure(float(linears + tables + 4 * (w.parameters - inner - w.head - w.tables)), False, COUNTED)

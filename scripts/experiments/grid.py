@@ -75,17 +75,20 @@ def student_logits(folder: Path, test: TestSet, batch: int = 256) -> Tensor:
         if [model.config.id2label[i] for i in range(model.config.num_labels)] != test.classes:
             raise SystemExit(f"{folder}: the student orders the classes differently; remove the run and train it again")
         tokenizer = AutoTokenizer.from_pretrained(folder / "student")
-        length = _max_length(folder)
-        parts = []
-        for start in range(0, len(test.texts), batch):
-            texts = test.texts[start : start + batch]
+        length = max_length(folder)
+        order = sorted(range(len(test.texts)), key=lambda i: len(test.texts[i]))  # short beside short: less padding
+        found = np.zeros((len(order), len(test.classes)), np.float32)
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            texts = [test.texts[i] for i in rows]
             inputs = tokenizer(texts, truncation=True, max_length=length, padding=True, return_tensors="pt")
-            parts.append(model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits)
-        np.save(kept, torch.cat(parts).numpy())
+            found[rows] = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.numpy()
+        np.save(kept, found)
     return torch.from_numpy(np.load(kept))
 
 
-def _max_length(folder: Path) -> int:
+def max_length(folder: Path) -> int:
+    """The tokens of a text that the run kept."""
     config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     length: int = config["data"]["init_args"]["max_length"]
     return length

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from grid import TestSet, student_logits
+from grid import TestSet, max_length, student_logits
 from movement import DATA
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -23,7 +23,6 @@ from distill.export.driver import all_formats
 from distill.tasks import SequenceClassification
 
 FORMATS = ("onnx-int8", "onnx-int8-static", "openvino-int8")
-LENGTH = 32  # as in movement.yaml
 
 
 def accuracy(run: Callable[[Mapping[str, Tensor]], Tensor], folder: Path, test: TestSet, batch: int = 64) -> float:
@@ -32,7 +31,7 @@ def accuracy(run: Callable[[Mapping[str, Tensor]], Tensor], folder: Path, test: 
     right = 0
     for start in range(0, len(test.texts), batch):
         texts = test.texts[start : start + batch]
-        inputs = tokenizer(texts, truncation=True, max_length=LENGTH, padding=True, return_tensors="pt")
+        inputs = tokenizer(texts, truncation=True, max_length=max_length(folder), padding=True, return_tensors="pt")
         right += int((run(inputs).argmax(-1) == test.labels[start : start + batch]).sum())
     return right / len(test.texts)
 

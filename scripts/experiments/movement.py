@@ -5,8 +5,9 @@
     python scripts/experiments/movement.py --encoder … --sparsities 0.9 0.97 --seeds 0      # a part; what is there is not run again
 
 Banking77, the logits of a teacher that is better than the student, MiniLM-L6. All linears of the six layers are pruned, the embeddings and
-the head are not. Every arm sees the same batches in the same order, from the same weights, and prunes on the same schedule. Trains what is
-not in `runs/` yet, and prints a table of the test set, the same as JSON, and how much of the weights is really zero.
+the head are not. Every arm sees the same batches in the same order, from the same weights, and prunes on the same schedule, from 40 to 85 %
+of the steps (`--span`), for learned scores need time before they tell anything. Trains what is not in `runs/` yet, and prints a table of
+the test set, the same as JSON, and how much of the weights is really zero.
 """
 
 import argparse
@@ -43,9 +44,9 @@ def prepare(source: Path, teacher: Path) -> None:
     np.savez(DATA / "teacher.npz", classes=np.array(classes), **{name: part.astype(np.float32) for name, part in logits.items()})
 
 
-def callbacks(method: str, sparsity: float) -> list[dict[str, Any]]:
+def callbacks(method: str, sparsity: float, begin: float, end: float) -> list[dict[str, Any]]:
     """The pruning of an arm, as in YAML; none for a sparsity of 0."""
-    given = {"method": method, "sparsity": sparsity, "exclude": ["*pooler*"], "begin": 0.1, "end": 0.7}
+    given = {"method": method, "sparsity": sparsity, "exclude": ["*pooler*"], "begin": begin, "end": end}
     return [{"class_path": "Pruning", "init_args": given}] if sparsity else []
 
 
@@ -59,7 +60,7 @@ def overrides(args: argparse.Namespace, method: str, sparsity: float, seed: int)
         f"--data.batch_size={args.batch}",
         f"--trainer.max_steps={args.steps}",
         f"--trainer.val_check_interval={args.steps}",
-        f"--trainer.callbacks={json.dumps(callbacks(method, sparsity))}",
+        f"--trainer.callbacks={json.dumps(callbacks(method, sparsity, *args.span))}",
     ]
 
 
@@ -87,7 +88,8 @@ def arm(args: argparse.Namespace, method: str, sparsity: float, test: TestSet) -
     found = []
     for seed in args.seeds:
         settings = f"{args.steps}x{args.batch}-{args.lr:g}"
-        folder = RUNS / f"{f'{method}-{sparsity:g}' if sparsity else 'dense'}-{settings}-{seed}"
+        pruned = f"{method}-{sparsity:g}-from-{args.span[0]:g}-to-{args.span[1]:g}"
+        folder = RUNS / f"{pruned if sparsity else 'dense'}-{settings}-{seed}"
         train(folder, CONFIG, overrides(args, method, sparsity, seed))
         found.append(measure(student_logits(folder, test), test) | {"zeros": zeros(folder)})
         print(f"{folder}: {found[-1]}", flush=True)
@@ -105,7 +107,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps, each half a second of one CPU core")
     parser.add_argument("--batch", type=int, default=16, help="texts in a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate")
+    parser.add_argument("--span", type=float, nargs=2, default=[0.4, 0.85], help="shares of the steps where pruning begins and ends")
     args = parser.parse_args()
     prepare(args.banking77, args.teacher)
     test = TestSet.read(DATA)

@@ -3,9 +3,9 @@
     python scripts/experiments/pareto.py                    # trains the teacher of configs/teacher_llama.yaml first, once
     python scripts/experiments/pareto.py --seeds 0 --steps 4 --out /tmp/look     # a look at whether it runs
 
-Every arm has the same terms, texts and steps. Each student is exported (packed without loss, in bfloat16 or in the integers it was trained
-in), and `distill cost` measures it beside its teacher, one row at a time. Trains what is not in `runs/` yet, prints a table of means ± sd
-over the seeds, and draws it.
+Every arm has the same terms, texts and steps. Each student is exported for storage (packed without loss) and for a CPU's runtime, and
+`distill cost` measures it beside its teacher, one row at a time. Trains, exports and measures what is not in `runs/` yet, prints a table of
+means ± sd over the seeds, and draws it. Times are for a quiet machine: where it was not, remove the runs' `cost.json` and come again.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from grid import train
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from distill.cli import main
 
@@ -36,15 +38,16 @@ def callback(name: str, **options: Any) -> str:
 
 FLOAT = "--trainer.callbacks=null"
 ORIGINAL = {"class_path": "Pretrained", "init_args": {"model": TEACHER}}
-# what is trained, and the export that it is shipped as
-ARMS: dict[str, tuple[list[str], str]] = {
-    "student": ([FLOAT], "packed:bf16"),
-    "QAT int4": ([], "packed:int4"),
-    "QAT ternary": ([callback("QuantizationAwareTraining", scheme="ternary", start=0.25, warmup=0.25)], "packed:int8"),
-    "80 % of the weights pruned": ([callback("Pruning", sparsity=0.8)], "packed:bf16"),
-    "half of the neurons pruned": ([callback("Pruning", sparsity=0.5, structure="neurons")], "packed:bf16"),
-    "cut to 40 % of the teacher": ([FLOAT, student("Shrunk", model=TEACHER, target=0.4)], "packed:bf16"),
-    "low rank, 40 % of the teacher": ([FLOAT, student("LowRank", base=ORIGINAL, target=0.4, activation_aware=True)], "packed:bf16"),
+FLOATS = ["packed:bf16", "openvino:int8"]
+# what is trained, and the exports that it is shipped as
+ARMS: dict[str, tuple[list[str], list[str]]] = {
+    "student": ([FLOAT], FLOATS),
+    "QAT int4": ([], ["packed:int4", "onnx:int4"]),
+    "QAT ternary": ([callback("QuantizationAwareTraining", scheme="ternary", start=0.25, warmup=0.25)], ["packed:int8", "openvino:int8"]),
+    "80 % of the weights pruned": ([callback("Pruning", sparsity=0.8)], ["packed:bf16"]),
+    "half of the neurons pruned": ([callback("Pruning", sparsity=0.5, structure="neurons")], FLOATS),
+    "cut to 40 % of the teacher": ([FLOAT, student("Shrunk", model=TEACHER, target=0.4)], FLOATS),
+    "low rank, 40 % of the teacher": ([FLOAT, student("LowRank", base=ORIGINAL, target=0.4, activation_aware=True)], FLOATS),
 }
 
 
@@ -54,24 +57,29 @@ def measured(arm: str, seed: int, steps: int, runs: Path) -> dict[str, dict[str,
     folder = runs / f"{''.join(c if c.isalnum() else '-' for c in arm)}-{seed}"
     own = [f"--seed_everything={seed}", f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={min(steps, 100)}"]
     train(folder, CONFIG, [*own, "--trainer.enable_progress_bar=false", *options])
-    if not (folder / "cost.json").is_file():
-        of_run = ["--config", str(folder / "config.yaml")]
-        if main(["export", *of_run, "--format", shipped]) or main(["cost", *of_run]):
-            raise SystemExit(f"{folder} cannot be exported or measured")
-    models: dict[str, dict[str, float]] = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["models"]
+    of_run, cost = ["--config", str(folder / "config.yaml")], folder / "cost.json"
+    for form in shipped:
+        if not (folder / "export" / form.replace(":", "-")).is_dir():
+            cost.unlink(missing_ok=True)
+            if main(["export", *of_run, "--format", form]):
+                raise SystemExit(f"{folder} cannot be exported as {form}")
+    if not cost.is_file() and main(["cost", *of_run]):
+        raise SystemExit(f"{folder} cannot be measured")
+    models: dict[str, dict[str, float]] = json.loads(cost.read_text(encoding="utf-8"))["models"]
     return models
 
 
 def collect(seeds: Sequence[int], steps: int, runs: Path) -> Points:
     """The figures of every point, one of each seed."""
-    points: Points = {"teacher": []}
+    points: Points = {"teacher, float32": []}
     for arm, (_, shipped) in ARMS.items():
         for seed in seeds:
             models = measured(arm, seed, steps, runs)
             if arm == "student":
-                points["teacher"].append(models["teacher"])
+                points["teacher, float32"].append(models["teacher"])
                 points.setdefault("student, float32", []).append(models["student"])
-            points.setdefault(f"{arm}, {shipped.replace(':', ' ')}", []).append(models[shipped.replace(":", "-")])
+            for form in shipped:
+                points.setdefault(f"{arm}, {form.replace(':', ' ')}", []).append(models[form.replace(":", "-")])
     return points
 
 
@@ -103,23 +111,36 @@ def front(found: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def figure(points: Points, path: Path) -> None:
-    """Two panels, means with their spread and the front."""
+    """Two panels, means with their spread and the front: a colour an arm, a shape a form."""
     plt.switch_backend("svg")
     plt.rcParams.update({"svg.hashsalt": "distill", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    fig, panels = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True, layout="constrained")
-    colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
-    markers = "s*oD^vPX<>"
+    fig, panels = plt.subplots(1, 2, figsize=(10.5, 5.2), sharey=True, layout="constrained")
+    arms, forms = (list(dict.fromkeys(part)) for part in zip(*(_parts(name) for name in points), strict=True))
+    colours: Any = dict(zip(arms, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    shapes = dict(zip(forms, "soD^v", strict=False))
     for axes, column, label in zip(panels, ("disk_bytes", "latency_ms"), ("kB on disk", "ms for one row"), strict=True):
-        for i, (name, point) in enumerate(points.items()):
+        for name, point in points.items():
+            arm, form = _parts(name)
             x, y = of(point, column), of(point, "loss")
             bars = {"xerr": stdev(x), "yerr": stdev(y)} if len(point) > 1 else {}
-            axes.errorbar(mean(x), mean(y), **bars, marker=markers[i % 10], color=colours[i % 10], markersize=7, linestyle="", label=name)
+            axes.errorbar(mean(x), mean(y), **bars, marker=shapes[form], color=colours[arm], markersize=8, linestyle="", elinewidth=1)
         best = front([(mean(of(point, column)), mean(of(point, "loss"))) for point in points.values()])
         axes.plot(*zip(*best, strict=True), color="0.6", linewidth=1, zorder=0, drawstyle="steps-post")
         axes.set(xlabel=label, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set(ylabel="held-out loss, nats per token")
-    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    keys = [Line2D([], [], marker="s", linestyle="", color=colour, label=arm) for arm, colour in colours.items()]
+    keys += [Line2D([], [], marker=shape, linestyle="", color="none", markeredgecolor="0.3", label=form) for form, shape in shapes.items()]
+    fig.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False)
     fig.savefig(path, metadata={"Date": None})
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What was trained, and what it is shipped as: "student, packed bf16", "QAT int4, onnx int4"."""
+    arm, _, form = name.rpartition(", ")
+    return arm, form.rsplit(" ")[0]
 
 
 if __name__ == "__main__":

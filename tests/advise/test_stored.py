@@ -53,7 +53,8 @@ def test_packed_files_are_at_most_as_counted(scheme: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "export", "changes"),
     [
-        ("llama", "onnx:int8", {}),  # the table is the head, and stays in float32
+        ("llama", "onnx:int8", {}),  # the table is the head, and is there for both
+        ("llama", "onnx:int4", {}),
         ("bert", "openvino:int8", {}),
         ("llama", "onnx:int4", {"tie_word_embeddings": False}),
     ],

@@ -11,7 +11,7 @@ from distill import signals
 from distill.export.subjects import exported
 from distill.module import DistillModule
 from distill.report import whole
-from distill.report.gather import Models, evidence, name_of
+from distill.report.gather import Models, evidence, held_out, name_of
 from distill.types import DistillError
 
 
@@ -46,5 +46,6 @@ def report(trainer: pl.Trainer, module: DistillModule, folder: Path, rows: int, 
 def _write(trainer: pl.Trainer, module: DistillModule, folder: Path, rows: int, wandb: str | None) -> None:
     models = Models(module, folder, trainer.strategy.root_device)
     models.add_all(name_of(module))
-    found = evidence(models, name_of(module), rows, exported(folder, models.task, models.absent))
+    exports = exported(folder, models.task, held_out(module.data, 1)[0], models.absent)
+    found = evidence(models, name_of(module), rows, exports)
     print(f"The report is {whole.write(found, wandb=wandb)}")

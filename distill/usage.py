@@ -18,6 +18,18 @@ from distill.schedule import Schedule
 from distill.students.base import Student
 from distill.teachers.base import Teacher
 
+SEEN = (
+    r"val='([^']*)'",
+    r"Got value: (\S+)",
+    r"Given value: (.*)",
+    r"Not of type \w+: (\S+) does not conform",
+    r"Not of type \w+: .*'(.*)'",
+)
+BOUNDED = {
+    "PositiveInt": "a whole number of at least 1",
+    "NonNegativeInt": "a whole number of at least 0",
+    "NonNegativeFloat": "a number of at least 0",
+}
 BASES = (DistillData, Term, Teacher, Student, Balancer, Optimizer, Schedule, ClassWeights)
 
 
@@ -52,6 +64,9 @@ def _cause(text: str, keys: list[str]) -> str:
     if found := re.search(r"Problem with given class_path '([^']+)':\s*(.*?)(?:\n\s*-|\Z)", text, re.DOTALL):
         return f"cannot use '{found[1]}': {_flat(found[2])}"
     value = _value(text)
+    if bounded := [said for name, said in BOUNDED.items() if f"Not of type {name}: " in text]:
+        words = re.findall(r"Literal\['([^']+)'\]", text)
+        return f"must be {' or '.join([*bounded, *dict.fromkeys(words)])}; got '{value}'"
     if choices := [c for group in re.findall(r"Literal\[([^\]]*)\]", text) for c in re.findall(r"'([^']+)'", group)]:
         return f"must be one of {', '.join(dict.fromkeys(choices))}; got '{value}'{did_you_mean(value, choices)}"
     if simple := [t for t in re.findall(r"Expected a <class '(\w+)'>", text) if t != "NoneType"]:
@@ -65,8 +80,8 @@ def _cause(text: str, keys: list[str]) -> str:
 
 
 def _value(text: str) -> str:
-    found = re.search(r"val='([^']*)'", text) or re.search(r"Got value: (\S+)", text) or re.search(r"Given value: (.*)", text)
-    return found[1].strip() if found else "?"
+    found = filter(None, (re.search(pattern, text) for pattern in SEEN))
+    return next((match[1].strip() for match in found), "?")
 
 
 def _flat(text: str) -> str:

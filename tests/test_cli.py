@@ -19,11 +19,12 @@ ROOT = Path(__file__).parents[1]
 
 def test_help_is_one_page_and_needs_no_heavy_import() -> None:
     code = "import sys; from distill.cli import main; main(['--help']); heavy = {'torch', 'transformers'} & set(sys.modules)"
-    start = time.perf_counter()
+    before = os.times()
     done = subprocess.run([sys.executable, "-c", f"{code}; sys.exit(len(heavy))"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0
     assert done.stdout == HELP
-    assert time.perf_counter() - start < 1.0
+    after = os.times()  # the processor's seconds: the clock's are longer beside other tests
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
     assert len(HELP.splitlines()) <= 45
     assert max(len(line) for line in HELP.splitlines()) <= 120
     assert all(verb in HELP for verb in VERBS)

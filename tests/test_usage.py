@@ -29,6 +29,21 @@ CASES = [
         "Parser key \"model.losses\":\n  Problem with given class_path 'my.Mine':\n    No module named 'my'",
         "model.losses: cannot use 'my.Mine': No module named 'my'",
     ),
+    (
+        'Parser key "rows":\n  Not of type PositiveInt: 0 does not conform to restriction v>0',
+        "rows: must be a whole number of at least 1; got '0'",
+    ),
+    (
+        "Parser key \"rows\":\n  Not of type PositiveInt: invalid literal for int() with base 10: 'many'",
+        "rows: must be a whole number of at least 1; got 'many'",
+    ),
+    (
+        'Parser key "group_size":\n  Does not validate against any of the Union subtypes\n'
+        "  Subtypes: [<class 'jsonargparse.typing.PositiveInt'>, typing.Literal['row'], <class 'NoneType'>]\n"
+        "  Errors:\n    - Not of type PositiveInt: does not conform to restriction v>0\n    - Expected a typing.Literal['row']\n"
+        "    - Expected a <class 'NoneType'>\n  Given value type: <class 'str'>\n  Given value: 0",
+        "group_size: must be a whole number of at least 1 or row; got '0'",
+    ),
     ("something nobody\n  has seen", "something nobody has seen"),
 ]
 

@@ -3,7 +3,6 @@
 import itertools
 import textwrap
 from collections.abc import Iterable
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from distill.teachers.several import teachers_of
 from distill.types import Batch, ConfigError, Outputs
 
 CPU = torch.device("cpu")
+Candidates = dict[str, cost.Candidate]
 WIDTH = 13  # of a line of a name in the table, so that the figures have room
 
 
@@ -54,18 +54,18 @@ def show(module: DistillModule, data: DistillData, config: Any) -> None:
         raise ConfigError(f"cost: batch is {config.batch}, but a batch of validation rows has {len(first['input_ids'])}; lower one")
     one, many = ({name: value[:size] for name, value in first.items() if value.ndim} for size in (1, config.batch))
     with torch.inference_mode():
-        timed, untimed = candidates(module, data, folder)
+        timed, untimed = candidates(module, data, folder, one)
         costs = cost.measure(timed, one, many, config.rounds)
         qualities = {name: quality(each.run, batches, data.num_classes) for name, each in (timed | untimed).items()}
-    figures = {name: each.as_dict() for name, each in costs.items()} | {name: _of_files(each) for name, each in untimed.items()}
+    figures = {name: each.as_dict() for name, each in costs.items()} | {name: cost.of_files(each.files) for name, each in untimed.items()}
     rows = {name: {**qualities[name], **figures[name]} for name in figures}
     write_json(folder / "cost.json", {"batch": config.batch, "device": CPU.type, "threads": torch.get_num_threads(), "models": rows})
     tables.show(table(rows, config.batch, data.task().unit, torch.get_num_threads()))
     print(f"{next(iter(costs.values())).energy_source}; operations as torch counts them; figures are in {folder / 'cost.json'}")
 
 
-def candidates(module: DistillModule, data: DistillData, folder: Path) -> tuple[dict[str, cost.Candidate], dict[str, cost.Candidate]]:
-    """Load the teacher, the student, and what `distill export` has left of it; what cannot be loaded is named.
+def candidates(module: DistillModule, data: DistillData, folder: Path, one: Batch) -> tuple[Candidates, Candidates]:
+    """Load the teacher, the student, and what `distill export` has left of it; what does not load, or run, is named.
 
     Returns:
         Those to time, and those whose runtime is not here, see `Format.runtime`.
@@ -80,18 +80,12 @@ def candidates(module: DistillModule, data: DistillData, folder: Path) -> tuple[
             (model,) = teacher.models()
             found["teacher" if len(teachers) == 1 else f"teacher {number}"] = _of_model(model, Path(teacher.name))
     found["student"] = _of_model(task.load(str(folder / "student"), "student", dtype=torch.float32).eval(), folder / "student")
-    exports = loaded(folder, task, absent)
+    exports = loaded(folder, task, one, absent)
     for name, why in absent.items():
         print(f"{name} is not measured: {why}")
     found |= {name: cost.Candidate(each.run, None, each.files) for name, each in exports.items()}
     untimed = {name: found.pop(name) for name, each in exports.items() if all_formats()[each.format].runtime}
     return found, untimed
-
-
-def _of_files(candidate: cost.Candidate) -> dict[str, Any]:
-    """The figures of what is not timed here: its bytes."""
-    size = None if candidate.files is None else cost.bytes_of(candidate.files)
-    return {**dict.fromkeys(each.name for each in fields(cost.Cost)), "disk_bytes": size}
 
 
 def _of_model(model: Any, files: Path) -> cost.Candidate:

@@ -59,30 +59,37 @@ def exports_in(run: Path, absent: dict[str, str]) -> dict[str, tuple[Path, str, 
     return found
 
 
-def loaded(folder: Path, task: Task, absent: dict[str, str]) -> dict[str, Loaded]:
+def loaded(folder: Path, task: Task, probe: Batch, absent: dict[str, str]) -> dict[str, Loaded]:
     """Load the exports of a run's present student, each with the runtime that it is for, on the CPU.
 
     Args:
         folder: of the run.
         task: what they are for.
-        absent: is told of those that are not loaded, and why: their files are damaged, what runs them is not installed, they are of
+        probe: a row that each is asked, for some load that do not run.
+        absent: is told of those that are not given, and why: their files are damaged, what runs them is not installed, they are of
             another student.
     """
     student, found = record.sha256_of(folder / "student"), {}
     for name, (place, kind, precision) in exports_in(folder, absent).items():
+        doing = "loaded"
         try:
             if record.is_of(place, student):
-                found[name] = Loaded(kind, place, all_formats()[kind](precision).load(place, task))
+                run, doing = all_formats()[kind](precision).load(place, task), "run"
+                run(probe)
+                found[name] = Loaded(kind, place, run)
             else:
                 absent[name] = f"it is of another student than {folder / 'student'}; export again"
         except Exception as error:  # of any runtime's own kind
-            absent[name] = f"it cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}"
+            absent[name] = f"it cannot be {doing}: {' '.join(str(error).split())[:200] or type(error).__name__}"
     return found
 
 
-def exported(folder: Path, task: Task, absent: dict[str, str]) -> dict[str, Subject]:
+def exported(folder: Path, task: Task, probe: Batch, absent: dict[str, str]) -> dict[str, Subject]:
     """Give the exports of a run to its report; see `loaded`."""
-    return {name: Subject(partial(_outputs, each.run), None, each.files) for name, each in loaded(folder, task, absent).items()}
+    found = loaded(folder, task, {name: value.cpu() for name, value in probe.items()}, absent)
+    return {
+        name: Subject(partial(_outputs, each.run), None, each.files, all_formats()[each.format].runtime) for name, each in found.items()
+    }
 
 
 def _outputs(run: Run, batch: Batch) -> Outputs:

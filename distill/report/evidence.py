@@ -35,11 +35,13 @@ class Subject:
         target: what it says of a batch; of a student and an export `Outputs`.
         model: its module, for what needs gradients or hooks; None where it is none of torch.
         files: the folder or file that is shipped; None where there is none.
+        runtime: what it is shipped for, where that is not what `target` asks: times of `target` would be those of something else.
     """
 
     target: Callable[[Batch], Target]
     model: nn.Module | None = None
     files: Path | None = None
+    runtime: str | None = None
 
 
 @dataclass(frozen=True)

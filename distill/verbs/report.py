@@ -10,7 +10,7 @@ from distill.command import REPORT_ROWS, Parser
 from distill.export.subjects import exported
 from distill.module import DistillModule
 from distill.report import whole
-from distill.report.gather import Models, evidence, name_of
+from distill.report.gather import Models, evidence, held_out, name_of
 from distill.report.runs import compare
 from distill.report.student import trained
 from distill.types import ConfigError
@@ -101,7 +101,7 @@ class OfOne(WithModels):
             models.add_all(student, trained(module, self.checkpoint))
         else:
             models.add_all(student)
-        exports = {} if self.checkpoint else exported(self.folder, models.task, models.absent)
+        exports = {} if self.checkpoint else exported(self.folder, models.task, held_out(data, 1)[0], models.absent)
         asked = {key: value for key in ("tasks", "task_limit") if (value := config.get(key)) is not None}
         found = evidence(models, student, config.report_rows or REPORT_ROWS, exports, asked)
         print(f"The report is {whole.write(found, suffix, config.wandb_project if config.logger == 'wandb' else None)}")

@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from distill.export import record
 from distill.export.driver import all_formats, export, parse
-from distill.export.subjects import exports_in, home_of, loaded
+from distill.export.subjects import exported, exports_in, home_of, loaded
 from distill.tasks import CausalLM
 from tests.export.sources import llama, source
 
+PROBE = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
 REAL = ("hf", "packed", "torchao", "onnx", "openvino", "gguf")
 
 
@@ -37,7 +40,7 @@ def test_a_folder_that_is_no_export_is_named_and_leftovers_and_files_are_not(tmp
 
 def test_there_may_be_none(tmp_path: Path) -> None:
     absent: dict[str, str] = {}
-    assert not loaded(tmp_path, CausalLM(), absent)
+    assert not loaded(tmp_path, CausalLM(), PROBE, absent)
     assert not absent
 
 
@@ -61,7 +64,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_an_export_of_an_older_student_is_not_taken_for_one_of_this(run: Path) -> None:
     absent: dict[str, str] = {}
-    assert list(loaded(run, CausalLM(), absent)) == ["hf-bf16", "hf-fp32"]
+    assert list(loaded(run, CausalLM(), PROBE, absent)) == ["hf-bf16", "hf-fp32"]
     assert not absent
     found = json.loads((run / "export/hf-bf16/export.json").read_text())
     assert found == {"format": "hf", "precision": "bf16", "student": record.sha256_of(run / "student"), "ptq": None}
@@ -69,15 +72,33 @@ def test_an_export_of_an_older_student_is_not_taken_for_one_of_this(run: Path) -
     weights = load_file(run / "student/model.safetensors")
     next(iter(weights.values())).mul_(1.5)
     save_file(weights, run / "student/model.safetensors", {"format": "pt"})
-    assert list(loaded(run, CausalLM(), absent)) == ["hf-fp32"], "one without the record is taken"
+    assert list(loaded(run, CausalLM(), PROBE, absent)) == ["hf-fp32"], "one without the record is taken"
     assert absent == {"hf-bf16": f"it is of another student than {run / 'student'}; export again"}
+
+
+def test_one_that_loads_and_does_not_run_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = all_formats()["hf"].load
+
+    def load(self: Any, folder: Path, task: Any) -> Any:
+        return before(self, folder, task) if folder.name == "hf-fp32" else lambda batch: batch["no such input"]
+
+    monkeypatch.setattr(all_formats()["hf"], "load", load)
+    absent: dict[str, str] = {}
+    assert list(exported(run, CausalLM(), PROBE, absent)) == ["hf-fp32"]
+    assert absent == {"hf-bf16": "it cannot be run: 'no such input'"}
+
+
+def test_the_report_is_told_whose_runtime_is_elsewhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all_formats()["gguf"].runtime == "llama.cpp"
+    monkeypatch.setattr(all_formats()["hf"], "runtime", "another")
+    assert [each.runtime for each in exported(run, CausalLM(), PROBE, {}).values()] == ["another"] * 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"student"'])
 def test_a_damaged_record_is_said(run: Path, text: str) -> None:
     (run / "export/hf-bf16/export.json").write_text(text)
     absent: dict[str, str] = {}
-    assert list(loaded(run, CausalLM(), absent)) == ["hf-fp32"]
+    assert list(loaded(run, CausalLM(), PROBE, absent)) == ["hf-fp32"]
     assert absent["hf-bf16"].startswith("it cannot be loaded: ")
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -149,6 +149,11 @@ def cost_of(c: Candidate, one: Batch, size: int, clocked: Clocked) -> Cost:
         joules=1e3 * sum(e.joules for e in clocked.energies) / len(clocked.energies),
         energy_source=clocked.energies[0].source,
     )
+
+
+def of_files(files: Path | None) -> dict[str, Any]:
+    """Give `Cost.as_dict` of a model that is not run here: all that is known is its bytes."""
+    return dict.fromkeys(each.name for each in fields(Cost)) | {"disk_bytes": None if files is None else bytes_of(files)}
 
 
 def _nonzero(model: nn.Module) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill import hub
 from distill.report.costs import served, tradeoff
-from distill.report.costs.cost import Candidate, Clocked, clock, cost_of
+from distill.report.costs.cost import Candidate, Clocked, clock, cost_of, of_files
 from distill.report.evidence import BEFORE, TEACHER, Evidence, NotMeasured, Observed, Subject
 from distill.report.intervals import interval
 from distill.report.page import plots
@@ -37,6 +37,7 @@ class Cost(Section):
         """Time all models in turn, on held-out rows, one at a time and several at once."""
         one, many = _samples(evidence.batches)
         models: dict[str, dict[str, Any]] = {name: {"missing": why} for name, why in evidence.absent.items() if name != BEFORE}
+        models |= {name: _elsewhere(evidence, name) for name, subject in evidence.subjects.items() if subject.runtime}
         clocked: dict[str, Clocked] = {}
         rounds = ROUNDS
         for device, group in _groups(evidence, many, models).items():
@@ -84,7 +85,7 @@ def _groups(evidence: Evidence, batch: Batch, models: dict[str, dict[str, Any]])
     """The models by where they run: an export runs on the CPU; those that cannot be timed go to `models` with the reason."""
     groups: dict[torch.device, dict[str, Candidate]] = {}
     for name, subject in evidence.subjects.items():
-        if name == BEFORE:
+        if name == BEFORE or subject.runtime:
             continue
         device = evidence.device if subject.model is not None or name == TEACHER else CPU
         if why := _untimed(subject, {name: value.to(device) for name, value in batch.items()}):
@@ -116,6 +117,13 @@ def _timed(group: Mapping[str, Candidate], one: Batch, many: Batch) -> tuple[int
     for name, clocked in found.items():
         clocked.peak = max(clocked.peak, before[name].peak)  # a runtime with an arena takes it in the first round
     return rounds, found
+
+
+def _elsewhere(evidence: Evidence, name: str) -> dict[str, Any]:
+    """The figures of a model whose runtime is not here: all but those of its running."""
+    subject = evidence.subjects[name]
+    found = of_files(subject.files)
+    return found | _size(subject, found) | _quality(evidence.observed, name) | {"runtime": subject.runtime, "device": CPU.type}
 
 
 def _size(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,12 +206,14 @@ def _grid(models: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Any]) -
         "J per 1,000 rows",
         "FLOP a row",
     ]
-    sources = sorted({str(model["energy_source"]) for model in models.values()})
+    sources = sorted({str(model["energy_source"]) for model in models.values() if not model.get("runtime")})
     caption = (
         f"Timed in turn in {figures['rounds']} rounds on rows of up to {figures['positions']} positions, with {figures['threads']} "
         f"thread{'s' * (figures['threads'] != 1)}; medians. Loss in nats a {figures['unit']}. Size of the weights' files, * in memory. "
         f"Energy: {'; '.join(sources)}. The interval of the speed is over these rounds; another machine gives another speed."
     )
+    if elsewhere := sorted({model["runtime"] for model in models.values() if model.get("runtime")}):
+        caption += f" What is for {' or '.join(elsewhere)}, which is not run here, is not timed."
     return Grid(head, [_row(name, model) for name, model in models.items()], caption)
 
 
@@ -218,8 +228,8 @@ def _row(name: str, model: Mapping[str, Any]) -> list[str]:
         f"{size(model['bytes'])}{'*' * (model['bytes_source'] == 'weights in memory')}",
         milliseconds(model["latency_ms"]),
         milliseconds(model["latency_p95_ms"]),
-        f"{model['throughput']:,.0f}",
-        size(model["peak_bytes"]) if model["peak_bytes"] >= LITTLE else "< 1 MB",
-        f"{model['joules']:,.1f}",
+        count(model["throughput"]),
+        "< 1 MB" if model["peak_bytes"] is not None and model["peak_bytes"] < LITTLE else size(model["peak_bytes"]),
+        "" if model["joules"] is None else f"{model['joules']:,.1f}",
         count(model["flops"]),
     ]

@@ -165,3 +165,25 @@ def test_an_export_that_runs_on_the_cpu_is_timed_there(tmp_path: Path) -> None:
     grid = next(block for block in Cost().blocks(shown) if isinstance(block, Grid))
     assert grid.rows[-1][0] == "onnx-int8"
     assert grid.rows[-1][3] == ""  # nobody knows its parameters
+
+
+def test_an_export_whose_runtime_is_elsewhere_has_its_quality_and_bytes_and_no_times(tmp_path: Path) -> None:
+    given: Evidence = runs.evidence(tmp_path)
+    asked: list[Any] = []
+    target = lambda batch: (asked.append(batch), slow(None, batch))[1]
+    subjects = {**given.subjects, "gguf-q8_0": Subject(target, None, tmp_path / "teacher", "llama.cpp")}
+    seen = replace(given.observed, models={**given.observed.models, "gguf-q8_0": given.observed.models["teacher"]})
+    figures = json.loads(json.dumps(Cost().figures(replace(given, subjects=subjects, observed=seen)), allow_nan=False))
+    found, timed = figures["models"]["gguf-q8_0"], figures["models"]["student distilled"]
+    assert not asked
+    assert set(found) == {*timed, "runtime"}
+    known = {name for name, value in found.items() if value is not None}
+    assert known == {"disk_bytes", "bytes", "bytes_source", "accuracy", "loss", "runtime", "device"}
+    assert found["bytes"] == bytes_of(tmp_path / "teacher")
+    _, picture, grid = Cost().blocks(figures)
+    assert isinstance(picture, Picture)
+    assert isinstance(grid, Grid)
+    row = next(row for row in grid.rows if row[0] == "gguf-q8_0")
+    assert [bool(cell) for cell in row] == [True, True, True, False, True, False, False, False, False, False, False]
+    assert grid.caption.endswith(" What is for llama.cpp, which is not run here, is not timed.")
+    assert "None" not in grid.caption

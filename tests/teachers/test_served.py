@@ -432,7 +432,7 @@ def test_a_run_ends_with_a_report(
 def test_cost_asks_no_server(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair.teacher_folder(folder / "student")
     for teacher in (RemoteTeacher("http://127.0.0.1:9"), ServedTeacher("http://127.0.0.1:9")):  # nobody is there, for 300 s
-        found, _ = candidates(pair.module(folder, teacher=teacher), rows(folder), folder)
+        found, _ = candidates(pair.module(folder, teacher=teacher), rows(folder), folder, {})
         assert list(found) == ["student"]
         assert "is http://127.0.0.1:9, no model in this process: it is not measured" in capsys.readouterr().out
 

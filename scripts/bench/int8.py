@@ -24,6 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from distill.export.base import Run, Source
 from distill.export.driver import Exported, export, parse
 from distill.report.costs.served import logits_of
+from distill.report.environment import processor
 from distill.tasks import SequenceClassification
 from distill.types import Batch
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs: dict[str, Run] = {EAGER: partial(logits_of, source.model)}
         runs |= {each.name: made.load(Path(folder) / each.name, source.task) for made, each in zip(formats, done, strict=True)}
         lines = rows_of(runs, done, args)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.turns} turns\n")
+    print(f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {args.turns} turns\n")
     print("| batch | model | ms a batch | throughput ÷ fp32 | 10 % to 90 % | bytes ÷ fp32 | KL, nats |")
     print("| --: | --- | --: | --: | --: | --: | --: |")
     print("\n".join(lines))

@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "opt": {**_ENCODER, "ffn_dim": 24, "word_embed_proj_dim": 16, "pad_token_id": 0},
     "bloom": {"vocab_size": VOCAB, "hidden_size": 16, "n_layer": 2, "n_head": 2},
     "bert": _ENCODER,
+    "electra": {**_ENCODER, "embedding_size": 8},
     "roberta": {**_ENCODER, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
     "distilbert": {"vocab_size": VOCAB, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 32},
 }

@@ -10,6 +10,8 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from distill.compress.integers import forget
+
 METHOD = "low_rank"
 
 
@@ -72,6 +74,7 @@ def multiplied_out(model: PreTrainedModel) -> PreTrainedModel:
     for name in shapes(model):
         factored = model.get_submodule(name)
         assert isinstance(factored, Factored)
+        forget(model, f"{name}.")
         weight = (factored.second.weight.double() @ factored.first.weight.double()).to(factored.second.weight.dtype)
         linear = nn.Linear(factored.in_features, factored.out_features, bias=False, device="meta")
         linear.weight, linear.bias = nn.Parameter(weight), factored.second.bias

@@ -81,7 +81,9 @@ def by_weights(model: PreTrainedModel) -> Importance:
     """
     family, size, layers = family_of(model), head_dim(model), layers_of(model)
     embedding = model.get_input_embeddings().weight.detach().double().cpu()
-    written = embedding.square().mean(0)
+    written = torch.zeros(model.config.hidden_size, dtype=torch.float64)
+    if embedding.shape[1] == len(written):  # Electra projects narrower ones
+        written = embedding.square().mean(0)
     for layer in layers:
         for name in (family.out, family.ffn_out):
             written = written + _rows(layer, name).square()

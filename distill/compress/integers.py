@@ -25,9 +25,14 @@ def record(model: PreTrainedModel, name: str, schemes: Mapping[str, Scheme]) -> 
     setattr(model.config, RECORD, {"scheme": " + ".join(names), "layers": layers})
 
 
-def forget(model: PreTrainedModel) -> None:
-    """Drop the record: the weights are going to be others."""
-    if hasattr(model.config, RECORD):
+def forget(model: PreTrainedModel, inside: str = "") -> None:
+    """Drop the record of the layers whose names begin so, by default of all: their weights are going to be others."""
+    found: dict[str, Any] | None = getattr(model.config, RECORD, None)
+    if found is None:
+        return
+    if left := {layer: how for layer, how in found["layers"].items() if not layer.startswith(inside)}:
+        setattr(model.config, RECORD, found | {"layers": left})
+    else:
         delattr(model.config, RECORD)
 
 

@@ -39,7 +39,7 @@ def remove_neurons(model: PreTrainedModel, keep: Sequence[Tensor]) -> None:
     model.config.intermediate_size = count
 
 
-def remove_kv_groups(model: PreTrainedModel, keep: Sequence[Tensor]) -> None:
+def remove_kv_groups(model: PreTrainedModel, keep: Sequence[Tensor], heads: int | None = None) -> None:
     """Leave these groups of grouped-query attention in each layer, in place: a key, a value, and all queries that look at them.
 
     Without grouped queries a group is a head.
@@ -47,13 +47,14 @@ def remove_kv_groups(model: PreTrainedModel, keep: Sequence[Tensor]) -> None:
     Args:
         model: of a family whose config says `head_dim`; `num_attention_heads`, `num_key_value_heads` and `head_dim` follow.
         keep: for each layer the indices that stay, `[n]` with the same n everywhere.
+        heads: that the model will have once queries have left the groups, too: these are what a config must hold, not those on the way.
 
     Raises:
         ConfigError: another family, or numbers that a config cannot hold.
     """
     family, groups, size = _attention(model)
     n = _first(keep)
-    _check(model, keep, "groups of keys and values", groups, heads_config(model, n * size, n))
+    _check(model, keep, "groups of keys and values", groups, heads_config(model, heads or n * size, n))
     for layer, kept in zip(layers_of(model), keep, strict=True):
         queries = _spread(kept, size)
         _cut_heads(model, layer, family, queries)

@@ -39,13 +39,13 @@ def remove_channels(model: PreTrainedModel, keep: Tensor, kept_energy: dict[str,
     Raises:
         ConfigError: another architecture, or no such channels.
     """
-    check_width(model.config.model_type)
     before, family = model.config.hidden_size, family_of(model)
     keep = keep.sort().values
     if not len(keep) or keep[0] < 0 or keep[-1] >= before or len(keep.unique()) < len(keep):
         raise ConfigError(f"channels to keep must be 1 to {before} different numbers from 0 to {before - 1}")
     if len(keep) == before:
         return
+    check_width(model.config.model_type)
     if family.head_dim:
         model.config.head_dim = head_dim(model)  # else it would follow the hidden size
     norms = norms_of(model)

@@ -77,6 +77,7 @@ def candidates(module: DistillModule, data: DistillData, folder: Path, one: Batc
             print(f"The teacher is {teacher.name}, no model in this process: it is not measured")
         elif teacher.recipe_needed() is None:
             teacher.setup(task, CPU, torch.float32)
+            teacher.check(data.tokenizer, data.model_config())  # which also says what its padding is
             (model,) = teacher.models()
             found["teacher" if len(teachers) == 1 else f"teacher {number}"] = _of_model(model, Path(teacher.name))
     found["student"] = _of_model(task.load(str(folder / "student"), "student", dtype=torch.float32).eval(), folder / "student")

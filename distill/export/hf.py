@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from distill.compress.integers import RECORD, recorded
+from distill.compress.integers import forget, recorded
 from distill.export.base import Format, Run, Source
 from distill.export.grid import grids_of
 from distill.report.costs.served import logits_of
@@ -19,7 +19,8 @@ from distill.types import DataError
 class HuggingFace(Format):
     """`model.safetensors` and `config.json`, in float32 or bfloat16.
 
-    Of a student that training quantised, the record of it in `config.json` stays where every layer is on its grid after the cast too.
+    Of a student that training quantised, the record of it in `config.json` stays where every layer is on its grid after the cast too: the
+    record of one that was trained in bfloat16 is true in bfloat16 alone.
     """
 
     name = "hf"
@@ -27,7 +28,11 @@ class HuggingFace(Format):
 
     def write(self, source: Source, folder: Path) -> None:
         """Save, cast if asked."""
-        model = source.model if self.precision == "fp32" else _cast(source)
+        model = source.model if self.precision == "fp32" else copy.deepcopy(source.model).to(torch.bfloat16)
+        if recorded(model) and not _still_on_grid(model, source):
+            model = copy.copy(model)
+            model.config = copy.deepcopy(model.config)
+            forget(model)
         model.save_pretrained(folder)
 
     def load(self, folder: Path, task: Task) -> Run:
@@ -37,14 +42,6 @@ class HuggingFace(Format):
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
         return lambda batch: logits_of(model, batch)
-
-
-def _cast(source: Source) -> PreTrainedModel:
-    """A copy in bfloat16, without the record of how it was quantised where that is not true of the copy."""
-    model: PreTrainedModel = copy.deepcopy(source.model).to(torch.bfloat16)
-    if recorded(model) and not _still_on_grid(model, source):
-        delattr(model.config, RECORD)
-    return model
 
 
 def _still_on_grid(model: PreTrainedModel, source: Source) -> bool:

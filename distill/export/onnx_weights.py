@@ -47,13 +47,18 @@ def carry(graph: Any, found: Mapping[str, tuple[str, bool]], grids: Mapping[str,
         The names of the layers that were carried over.
     """
     inside = {each.name: each for each in graph.initializer}
+    products = {name for node in graph.node if node.op_type == "MatMulInteger" for name in node.input}
     carried = []
     for name, (layer, transposed) in found.items():
         grid = grids.get(layer) if f"{name}_quantized" in inside else None
         scales = None if grid is None else grid.rows()
-        if grid is not None and scales is not None:
-            levels = grid.levels.numpy()
-            _replace(inside[f"{name}_quantized"], levels.T if transposed else levels)
+        if grid is None or scales is None:
+            continue
+        stored, levels = inside[f"{name}_quantized"], grid.levels.numpy()
+        # a Gemm's matrix may be transposed, and is turned where ONNX Runtime makes a product of integers of it
+        levels = levels.T if transposed or stored.name in products else levels
+        if tuple(stored.dims) == levels.shape:  # else it is all zeros, as another layer is, and needs no grid
+            _replace(stored, levels)
             _replace(inside[f"{name}_scale"], scales.numpy())
             carried.append(layer)
     return carried
@@ -152,7 +157,9 @@ def _block_product(graph: Any, node: Any, weight: Any, bits: int, grid: Grid | N
     helper, numpy_helper = need("onnx.helper", "onnx"), need("onnx.numpy_helper", "onnx")
 
     values = torch.from_numpy(_values(weight).T.copy())  # [N, K], as the layer has it
-    scales = None if grid is None or bits > 4 else grid.blocks(BLOCK)
+    if grid is not None and grid.levels.shape != values.shape:  # it is all zeros, as another layer is
+        grid = None
+    scales = None if grid is None else grid.blocks(BLOCK)
     if grid is None or scales is None:
         how = Scheme("int", bits, BLOCK)
         levels, scales = integers(weight_quantiser(how, "onnx")(values), how)

@@ -90,7 +90,7 @@ def cut(model: PreTrainedModel, kept: Kept) -> None:
             remove_heads_of_bert(model, kept.groups, width)  # a head is a group of its own there
     else:
         if after.groups < before.groups:
-            remove_kv_groups(model, kept.groups)
+            remove_kv_groups(model, kept.groups, after.heads)
         if after.heads * before.groups < before.heads * after.groups:
             remove_query_heads(model, kept.heads)
     if after.intermediate < before.intermediate:

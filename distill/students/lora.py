@@ -54,10 +54,13 @@ class LoRA(Student):
     def wrapped(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Add A and B."""
         kind = TaskType.SEQ_CLS if isinstance(task, SequenceClassification) else TaskType.CAUSAL_LM
-        config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_modules, task_type=kind)
+        # a classifier's head is trained whole, and peft finds it by the end of its name: what is called so must not get an update as well
+        head = [name for name, _ in model.named_modules() if name == "pre_classifier" and kind == TaskType.SEQ_CLS] or None
+        given: dict[str, Any] = {"target_modules": self.target_modules, "exclude_modules": head, "task_type": kind}
+        config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, **given)
         try:
             return get_peft_model(model, config)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"model.student.target_modules: {' '.join(str(error).split())}") from error
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from distill.compress.families import family_of
 from distill.compress.structured import head_dim
+from distill.compress.width import TYPES
 from distill.tasks import Task
 from distill.types import ConfigError
 
@@ -142,7 +144,8 @@ def fitted(model: PreTrainedModel, task: Task, start: Sizes, fixed: set[str], ta
     By depth: the most layers that fit. By width: one factor f of 1/64 … 64/64 for hidden size, feed-forward width and groups of attention
     heads alike, each rounded to the nearest that goes: a multiple of 8 for the first two, of the number of heads as well for the hidden
     size, for which configs ask; an encoder of BERT's family has the hidden size of its heads. Of all that fit, the one with most
-    parameters; what rounding has left over goes to the feed-forward width.
+    parameters; what rounding has left over goes to the feed-forward width. What transformers takes no config of is no choice, and a hidden
+    size that cannot be cut, see `width.TYPES`, stays.
 
     Args:
         model: to be cut.
@@ -159,9 +162,9 @@ def fitted(model: PreTrainedModel, task: Task, start: Sizes, fixed: set[str], ta
         choices = {replace(start, layers=n) for n in range(1, start.layers + 1)}
     else:
         choices = {_scaled(model, start, fixed, k / STEPS) for k in range(1, STEPS + 1)}
-    counts = {choice: count(model, task, choice) for choice in choices}
+    counts = _counts(model, task, choices)
     whole = model.num_parameters()
-    fits = [choice for choice in choices if counts[choice] <= target * whole]
+    fits = [choice for choice in counts if counts[choice] <= target * whole]
     if not fits:
         raise ConfigError(
             f"model.student.target: cutting by {by} reaches {min(counts.values()) / whole:.1%} of the parameters at the least, not "
@@ -175,7 +178,22 @@ def fitted(model: PreTrainedModel, task: Task, start: Sizes, fixed: set[str], ta
     return replace(best, intermediate=min(start.intermediate, best.intermediate + 8 * more))
 
 
+def _counts(model: PreTrainedModel, task: Task, choices: Iterable[Sizes]) -> dict[Sizes, int]:
+    """The parameters of each choice that transformers takes."""
+    found: dict[Sizes, int] = {}
+    for choice in choices:
+        try:
+            found[choice] = count(model, task, choice)
+        except ConfigError as error:
+            refused = error
+    if not found:
+        raise refused
+    return found
+
+
 def _scaled(model: PreTrainedModel, start: Sizes, fixed: set[str], factor: float) -> Sizes:
+    if model.config.model_type not in TYPES:
+        fixed = fixed | ({"hidden"} if family_of(model).head_dim else {"hidden", "heads"})
     groups = start.groups if fixed & {"heads", "groups"} else max(1, round(factor * start.groups))
     heads = groups * (start.heads // start.groups)
     hidden = start.hidden

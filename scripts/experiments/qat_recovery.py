@@ -5,9 +5,9 @@
 
 The student is a published Llama of 260,032 parameters, its teacher its own float copy. Post-training quantisation (PTQ) rounds the student
 as it is; plain QAT trains it on the labels alone, distilled QAT on the teacher's distribution too, for as many steps on the same texts in
-the same order. One scale a row. Of the loss that PTQ adds, the share that is won back is `(PTQ − QAT) / (PTQ − float)`. Two controls are
-trained as long without quantisation. Trains what is not in `runs/` yet, prints a Markdown table (mean ± sd over the seeds), and writes it
-as JSON.
+the same order. One scale a row; of ternary weights one a matrix, or in groups one for 32 weights. Of the loss that PTQ adds, the share that
+is won back is `(PTQ − QAT) / (PTQ − float)`. Two controls are trained as long without quantisation. Trains what is not in `runs/` yet,
+prints a Markdown table (mean ± sd over the seeds), and writes it as JSON.
 """
 
 import argparse
@@ -21,7 +21,12 @@ from grid import train
 CONFIG = "scripts/experiments/stories.yaml"
 RUNS = Path("runs/experiments/qat")
 STUDENT = {"class_path": "Pretrained", "init_args": {"model": "runs/experiments/stories/teacher"}}
-RATES = {"float": 1e-3, "int4": 1e-3, "int3": 2e-3, "int2": 5e-3, "ternary": 5e-3}  # the coarser, the further the weights must move
+# the coarser, the further the weights must move
+RATES = {"float": 1e-3, "int4": 1e-3, "int3": 2e-3, "int2": 5e-3, "ternary": 5e-3, "ternary-groups": 5e-3}
+GROUPS = [  # 32 does not divide the 172 inputs of the down projection
+    {"scheme": "ternary", "group_size": 32, "exclude": ["*down_proj"]},
+    {"scheme": "ternary", "group_size": 43, "include": ["*down_proj"]},
+]
 HOW = {"distilled": [], "plain": ["--alone=true"]}
 
 
@@ -29,9 +34,11 @@ def quantised(scheme: str) -> list[str]:
     """The options of a run that trains through a scheme; `float` for none."""
     if scheme == "float":
         return []
-    sizes: dict[str, Any] = {} if scheme == "ternary" else {"group_size": "row"}
-    callback = {"class_path": "QuantizationAwareTraining", "init_args": {"scheme": scheme, **sizes}}
-    return ["--trainer.callbacks=" + json.dumps([callback])]
+    rows: dict[str, Any] = {"scheme": scheme} if scheme == "ternary" else {"scheme": scheme, "group_size": "row"}
+    callbacks = [
+        {"class_path": "QuantizationAwareTraining", "init_args": each} for each in (GROUPS if scheme == "ternary-groups" else [rows])
+    ]
+    return ["--trainer.callbacks=" + json.dumps(callbacks)]
 
 
 def measured(folder: Path) -> dict[str, float]:

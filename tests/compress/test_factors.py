@@ -9,6 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from distill.compress.factors import Factored, label, multiplied_out, put_factors, shapes
+from distill.compress.integers import recorded
+from distill.compress.ptq import ptq
+from distill.export.grid import grids_of
 from tests.models import causal_lm, classifier, save, tokens
 
 RANKS = {"model.layers.0.self_attn.q_proj": 3, "model.layers.1.mlp.down_proj": 5}
@@ -76,3 +79,15 @@ def test_multiplied_out_is_stock(tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(save(model, tmp_path))
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
     assert "low_rank" not in (tmp_path / "config.json").read_text()
+
+
+def test_multiplied_out_forgets_the_grids_of_its_factors(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="integers are torchao's")
+    model = ptq(factored(), "int8")
+    before = set(recorded(model))
+    assert {f"{name}.{part}" for name in RANKS for part in ("first", "second")} < before
+    assert set(recorded(multiplied_out(model))) == {name for name in before if not name.endswith((".first", ".second"))}
+    loaded = AutoModelForCausalLM.from_pretrained(save(model, tmp_path))
+    assert grids_of(loaded).keys() == set(recorded(model)) != set()
+    nothing_else = ptq(factored(), "int8", include=["*.first", "*.second"])
+    assert not recorded(multiplied_out(nothing_else))

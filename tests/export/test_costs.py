@@ -11,11 +11,14 @@ from rich.console import Console
 from torch import Tensor
 
 from distill.cli import main
+from distill.data.classification import ClassificationData
 from distill.export import costs
 from distill.export.costs import quality
 from distill.export.driver import all_formats
+from distill.teachers.online import OnlineTeacher
 from distill.types import Batch
 from tests import pair
+from tests.models import classifier, save
 from tests.test_command import config
 
 
@@ -173,3 +176,18 @@ def test_quality_by_hand() -> None:
     expected = ((z - 2) + z + 2 * torch.tensor(3.0).log()) / 4
     assert found["loss"] == pytest.approx(float(expected), rel=1e-6)
     assert found["accuracy"] == 0.25
+
+
+def test_a_teacher_whose_config_has_no_padding_gets_that_of_the_data(tmp_path: Path) -> None:
+    labels = ("a", "b")
+    teacher = classifier("llama", labels=labels, pad_token_id=None)
+    for name, model in (("teacher", teacher), ("student", classifier("bert", labels=labels))):
+        save(model, tmp_path / name)
+    texts = [" ".join("w5" for _ in range(2 + i % 3)) for i in range(12)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(f"{text},{labels[i % 2]}" for i, text in enumerate(texts)))
+    given = {"train_data": str(tmp_path / "rows.csv"), "tokenizer": str(tmp_path / "teacher"), "max_length": 16}
+    data = ClassificationData(**given, val_fraction=0.5, batch_size=4)
+    data.setup()
+    found, _ = costs.candidates(pair.module(tmp_path, teacher=OnlineTeacher(str(tmp_path / "teacher"))), data, tmp_path, {})
+    batch = next(iter(data.val_dataloader()))
+    assert found["teacher"].run(batch).shape == (4, 2)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from distill.compress.integers import recorded
 from distill.compress.ptq import ptq
 from distill.export import driver
 from distill.export.base import ExportError, Format, Run, Source, need
@@ -209,6 +210,16 @@ def test_a_student_saved_in_half_precision_keeps_its_record(tmp_path: Path) -> N
     grids = grids_of(saved)
     export(source(saved.float(), grids), parse(["hf:bf16"], None), tmp_path)
     assert len(grids_of(AutoModelForCausalLM.from_pretrained(tmp_path / "hf-bf16", dtype="auto"))) == 14
+
+
+def test_in_float32_the_record_of_one_of_half_precision_would_not_be_true(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="integers are torchao's")
+    ptq(llama().to(torch.bfloat16), "int4").save_pretrained(tmp_path / "student")  # type: ignore[arg-type]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype="auto").eval()
+    grids = grids_of(saved)
+    export(source(saved.float(), grids), parse(["hf"], None), tmp_path)
+    assert not grids_of(AutoModelForCausalLM.from_pretrained(tmp_path / "hf-fp32"))
+    assert len(recorded(saved)) == 14, "the student's own stays"
 
 
 def test_layers_of_two_factors_are_kept(tmp_path: Path) -> None:

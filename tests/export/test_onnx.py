@@ -10,9 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from distill.compress.ptq import ptq
 from distill.export import onnx as ours
 from distill.export.compare import compare
 from distill.export.driver import export, parse
+from distill.export.grid import grids_of
 from distill.report.costs.served import logits_of
 from distill.types import DistillError
 from tests.disk import disk
@@ -167,3 +169,35 @@ def test_what_torch_cannot_trace_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(torch.onnx, "export", decides)
     with pytest.raises(DistillError, match="onnx: torch cannot trace llama: the reason of many lines; take another format"):
         export(given, parse(["onnx"], None), tmp_path)
+
+
+@pytest.mark.parametrize(("scheme", "include"), [("int8", None), ("ternary", None), ("int8", ["*"])])
+def test_an_encoder_on_a_grid_keeps_its_integers(tmp_path: Path, scheme: str, include: list[str] | None) -> None:
+    """Its pooler is a Gemm in the float graph, with a matrix that ONNX Runtime turns where it makes a product of integers of it."""
+    model = ptq(bert(num_hidden_layers=1), scheme, include=include)
+    (done,) = export(source(model), parse(["onnx:int8"], None), tmp_path)
+    assert done.gap.kl < 1e-3
+    stored = [each for name, each in initializers(tmp_path / "onnx-int8").items() if name.endswith("_quantized")]
+    for grid in grids_of(model).values():
+        assert any(np.array_equal(grid.levels.numpy().T, each) for each in stored)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_layers_of_which_nothing_is_left(tmp_path: Path, precision: str) -> None:
+    """Two that are all zeros have the same bytes, whatever their shapes."""
+    model = llama(num_hidden_layers=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+    (done,) = export(source(ptq(model, "int4" if precision == "int4" else "int8")), parse([f"onnx:{precision}"], None), tmp_path)
+    assert done.gap.kl < 0.05
+
+
+def test_a_head_on_a_grid_of_4_bits_keeps_it(tmp_path: Path) -> None:
+    model = ptq(llama(num_hidden_layers=1), "int4", include=["*"])
+    export(source(model), parse(["onnx:int4"], None), tmp_path)
+    inside = initializers(tmp_path / "onnx-int4")
+    (name,) = (name for name, each in inside.items() if name.endswith("_blocks") and each.shape[-1] == 32)
+    levels = inside[name].astype(np.int32) - 128
+    weight = levels * inside[name.replace("_blocks", "_scales")].reshape(*levels.shape[:2], 1)
+    assert np.array_equal(weight.reshape(len(levels), -1).astype(np.float32), model.lm_head.weight.numpy())

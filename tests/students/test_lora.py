@@ -47,6 +47,16 @@ def test_a_classifiers_head_stays_trainable(tmp_path: Path) -> None:
     assert any(p.grad is not None for name, p in model.named_parameters() if name in heads)
 
 
+def test_a_head_of_two_layers_is_trained_whole(tmp_path: Path) -> None:
+    """peft finds DistilBERT's `classifier` by the end of the name, and its `pre_classifier` with it."""
+    original = classifier("distilbert")
+    model = LoRA(Pretrained(save(original, tmp_path)), r=2).build(SequenceClassification(), expected_labels(), tokenizer(), torch.float32)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert {name.split(".")[-4] for name in trained} == {"pre_classifier", "classifier"}
+    assert not any("lora_" in name and "classifier" in name for name, _ in model.named_parameters())
+    torch.testing.assert_close(merged(model).eval()(tokens()).logits, original(tokens()).logits)
+
+
 def test_training_mode_and_gradients(tmp_path: Path) -> None:
     model = LoRA(Pretrained(save(causal_lm(), tmp_path))).build(CausalLM(), TOKENS, tokenizer(), torch.float32)
     assert model.training

@@ -129,6 +129,53 @@ def test_what_is_given_stays_fixed_under_a_target(tmp_path: Path) -> None:
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (4, 16)
 
 
+@pytest.mark.parametrize("hidden", [64, 32])
+def test_a_target_beside_a_hidden_size_takes_what_a_config_can_hold(tmp_path: Path, hidden: int) -> None:
+    """Six heads would not divide it."""
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    whole = causal_lm(**sizes, num_hidden_layers=4)
+    model = build(save(whole, tmp_path / "whole"), hidden_size=hidden, target=0.4, importance="weights")
+    assert model.config.hidden_size == hidden
+    assert 0.3 < model.num_parameters() / whole.num_parameters() <= 0.4
+    reloaded(model, tmp_path / "student")
+
+
+def test_heads_on_the_way_need_not_divide_the_hidden_size(tmp_path: Path) -> None:
+    """24 heads in 8 groups become 12 in 6; six groups of three would be 18, of which transformers makes no model of 96."""
+    sizes = {"hidden_size": 96, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 4}
+    model = build(save(causal_lm(**sizes), tmp_path / "whole"), num_key_value_heads=6, num_attention_heads=12, importance="weights")
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (12, 6)
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (48, 96)
+    reloaded(model, tmp_path / "student")
+
+
+OTHER_CUTS = [{"layers": 2}, {"intermediate_size": 16, "num_key_value_heads": 1}, {"target": 0.7, "target_by": "depth"}, {"target": 0.7}]
+
+
+@pytest.mark.parametrize("options", OTHER_CUTS)
+@pytest.mark.parametrize("kind", ["gemma2", "granite"])
+def test_one_whose_hidden_size_cannot_be_cut_loses_all_else(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    whole = causal_lm(kind, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+    model = build(save(whole, tmp_path / "whole"), **options)
+    assert model.config.hidden_size == 16
+    assert model.num_parameters() < whole.num_parameters()
+    reloaded(model, tmp_path / "student")
+    with pytest.raises(ConfigError, match=f"the hidden size of a model of type '{kind}' cannot be cut"):
+        build(str(tmp_path / "whole"), hidden_size=8)
+
+
+@pytest.mark.parametrize("options", [{"layers": 1}, {"intermediate_size": 16}, {"target": 0.9}])
+@pytest.mark.parametrize("embedding", [8, 16])
+def test_electra_with_embeddings_of_any_width(tmp_path: Path, embedding: int, options: dict[str, Any]) -> None:
+    whole = classifier("electra", embedding_size=embedding)
+    student = Shrunk(save(whole, tmp_path / "whole"), importance="weights", **options)
+    model = student.build(SequenceClassification(), expected_labels(), tokenizer(), torch.float32).eval()
+    assert model.num_parameters() < whole.num_parameters()
+    model.save_pretrained(tmp_path / "student")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    torch.testing.assert_close(again(tokens()).logits, model(tokens()).logits)
+
+
 def test_an_encoder_loses_heads_and_channels_together(tmp_path: Path) -> None:
     folder = save(classifier(num_attention_heads=4), tmp_path / "whole")
     student = Shrunk(folder, layers=1, num_attention_heads=3, intermediate_size=16, gradient_checkpointing=True)

@@ -48,7 +48,9 @@ def _gpu_millijoules() -> int | None:
 
         pynvml.nvmlInit()
         torch.cuda.synchronize()
-        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())))
+        # by its own name: NVML counts all cards of the machine, torch those that CUDA_VISIBLE_DEVICES leaves
+        card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(card))
     except Exception:  # no package, no driver, or a card without the counter: each has its own error
         return None
 

@@ -1,7 +1,9 @@
 """Counts by hand, and clocks on work whose length is known."""
 
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,3 +150,14 @@ def test_a_quantised_teacher_has_figures(to: Any) -> None:
     with torch.no_grad():
         found = cost.measure({"m": cost.Candidate(run, model)}, {"input_ids": torch.ones(1, 4).long()}, MANY, rounds=2, warm_up=0)["m"]
     assert (found.parameters, found.nonzero) == (before, None)
+
+
+def test_the_meter_is_that_of_the_card_that_torch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML counts all cards of a machine, torch those that CUDA_VISIBLE_DEVICES leaves: the names are the same, the numbers are not."""
+    joules = {"GPU-0000": 1, "GPU-0003": 2}
+    nvml = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=str, nvmlDeviceGetTotalEnergyConsumption=joules.get)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {0: SimpleNamespace(uuid="0003")}.get)
+    assert energy._gpu_millijoules() == 2

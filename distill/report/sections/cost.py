@@ -37,7 +37,6 @@ class Cost(Section):
         """Time all models in turn, on held-out rows, one at a time and several at once."""
         one, many = _samples(evidence.batches)
         models: dict[str, dict[str, Any]] = {name: {"missing": why} for name, why in evidence.absent.items() if name != BEFORE}
-        models |= {name: _elsewhere(evidence, name) for name, subject in evidence.subjects.items() if subject.runtime}
         clocked: dict[str, Clocked] = {}
         rounds = ROUNDS
         for device, group in _groups(evidence, many, models).items():
@@ -47,6 +46,7 @@ class Cost(Section):
             for name, candidate in group.items():
                 found = cost_of(candidate, batches[0], len(many["input_ids"]), times[name]).as_dict()
                 models[name] = found | _size(evidence.subjects[name], found) | _quality(evidence.observed, name) | {"device": device.type}
+        models |= {name: _elsewhere(evidence, name) for name, subject in evidence.subjects.items() if subject.runtime}
         if not clocked:
             raise NotMeasured("no model of this run is in this process, and none has files that could be run")
         return {

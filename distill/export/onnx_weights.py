@@ -57,10 +57,12 @@ def carry(graph: Any, found: Mapping[str, tuple[str, bool]], grids: Mapping[str,
         stored, levels = inside[f"{name}_quantized"], grid.levels.numpy()
         # a Gemm's matrix may be transposed, and is turned where ONNX Runtime makes a product of integers of it
         levels = levels.T if transposed or stored.name in products else levels
-        if tuple(stored.dims) == levels.shape:  # else it is all zeros, as another layer is, and needs no grid
-            _replace(stored, levels)
-            _replace(inside[f"{name}_scale"], scales.numpy())
-            carried.append(layer)
+        if tuple(stored.dims) != levels.shape:  # taken for another layer that is all zeros as well; these need no grid
+            assert not _values(stored).any(), f"the weight of {layer} is not where it was looked for"
+            continue
+        _replace(stored, levels)
+        _replace(inside[f"{name}_scale"], scales.numpy())
+        carried.append(layer)
     return carried
 
 
@@ -157,7 +159,8 @@ def _block_product(graph: Any, node: Any, weight: Any, bits: int, grid: Grid | N
     helper, numpy_helper = need("onnx.helper", "onnx"), need("onnx.numpy_helper", "onnx")
 
     values = torch.from_numpy(_values(weight).T.copy())  # [N, K], as the layer has it
-    if grid is not None and grid.levels.shape != values.shape:  # it is all zeros, as another layer is
+    if grid is not None and grid.levels.shape != values.shape:  # taken for another layer that is all zeros as well
+        assert not values.any(), f"{weight.name} is not the layer that it was taken for"
         grid = None
     scales = None if grid is None else grid.blocks(BLOCK)
     if grid is None or scales is None:

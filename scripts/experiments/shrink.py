@@ -4,7 +4,7 @@
     python scripts/experiments/shrink.py --seeds 0 --steps 4      # a look at whether it runs
 
 Every arm has the same terms, the same texts in the same order, and each learning rate that is asked for, on the first seed; the other seeds
-have the rate whose held-out loss was lower. Trains what is not in `runs/` yet, prints held-out figures of every arm, mean ± sd over the
+have the rate whose held-out loss was lowest. Trains what is not in `runs/` yet, prints held-out figures of every arm, mean ± sd over the
 seeds, and leaves them in `results.json`.
 """
 
